@@ -1,0 +1,1 @@
+"""GoStore: learn, teach and research distributed systems from a notebook."""

@@ -1,0 +1,1 @@
+"""Handles to a cluster that load no node."""

@@ -1,0 +1,1 @@
+"""The cluster model: members, rings, views, watchers. Pure."""

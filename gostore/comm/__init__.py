@@ -1,0 +1,1 @@
+"""The RPC core: packets and frames over UDP and TCP."""

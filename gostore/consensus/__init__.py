@@ -1,0 +1,1 @@
+"""One Raft core, many groups."""

@@ -1,0 +1,1 @@
+"""Membership: who is here, who is in trouble."""

@@ -1,0 +1,1 @@
+"""Containers of nested objects, sharded, replicated, transactional."""

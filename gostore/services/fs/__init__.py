@@ -1,0 +1,1 @@
+"""The distributed file system and its REST face."""

@@ -1,0 +1,1 @@
+"""One write-ahead log and one chunk store per node."""

@@ -1,0 +1,1 @@
+"""Pictures fed by real events."""
