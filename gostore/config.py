@@ -72,10 +72,12 @@ class Section:
                 arguments[name] = tuple(value)
             else:
                 arguments[name] = value
+        for f in fields(typing.cast(Any, cls)):
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            if required and f.name not in arguments:
+                raise ConfigError(f"{where}{f.name}: missing; expected: {f.metadata['doc']}")
         try:
             return cls(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"{where or 'config'}: {error}") from None
         except ConfigError as error:
             raise ConfigError(f"{where}{error.message}") from None
 

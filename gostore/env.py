@@ -7,16 +7,22 @@ network and a disk that can lose what was not synced; the node cannot tell.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
 import random
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from gostore.core.errors import ConfigError
 from gostore.core.events import Events
-from gostore.core.ports import Clock, Disk, Rng
+from gostore.core.ports import Clock, Disk, File, Rng
 from gostore.core.stamps import HybridClock
 
 
@@ -115,3 +121,222 @@ class Env:
 def real_rng(seed: int | None = None) -> Rng:
     """Randomness for a real node: from the operating system's entropy unless a seed is given."""
     return random.Random(seed)
+
+
+LOCK_NAME = "lock"
+"""The file in a data directory by which its node keeps others out."""
+
+
+class RealFile:
+    """A file of a :class:`RealDisk`. This handle is its only writer, so the size is known without asking."""
+
+    def __init__(self, disk: RealDisk, name: str, descriptor: int) -> None:
+        self.name = name
+        self._disk = disk
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+        self._syncs = 0
+
+    def append(self, data: bytes | bytearray | memoryview) -> int:
+        offset = self._size
+        rest = memoryview(data).cast("B")
+        while rest:
+            # A disk that runs full takes a part: the size counts what has arrived even when the next write raises.
+            written = os.write(self._open(), rest)
+            self._size += written
+            rest = rest[written:]
+        return offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._open(), size, offset)
+        while 0 < len(data) < size and (more := os.pread(self._open(), size - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def size(self) -> int:
+        return self._size
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._open(), size)
+        self._size = size
+
+    async def sync(self) -> None:
+        descriptor = self._open()
+        self._syncs += 1
+        try:
+            await self._disk.on_worker(_sync_descriptor, descriptor)
+        finally:
+            self._syncs -= 1
+
+    def close(self) -> None:
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        self._disk.release(self, descriptor, busy=self._syncs > 0)
+
+    def _open(self) -> int:
+        if self._descriptor < 0:
+            raise OSError(errno.EBADF, "the file is closed", self.name)
+        return self._descriptor
+
+
+class RealDisk:
+    """One directory of the real file system, locked for one node.
+
+    Reads and writes are plain system calls (the page cache answers them); what waits for the medium runs on one worker
+    thread, so that a slow disk delays the syncs and not the event loop. Raises
+    :class:`~gostore.core.errors.ConfigError` when the directory cannot be used or belongs to a running node.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+        self._files: dict[RealFile, None] = {}
+        self._worker: ThreadPoolExecutor | None = None
+        _make_durably(self.root)
+        self._lock = _lock(self.root)
+
+    def open(self, name: str, *, create: bool = False) -> File:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        file = RealFile(self, name, os.open(self._path(name), flags, 0o600))
+        self._files[file] = None
+        return file
+
+    def read_bytes(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    def listdir(self, name: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._path(name)))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def mkdir(self, name: str) -> None:
+        self._path(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def rename(self, old: str, new: str) -> None:
+        self._path(old).replace(self._path(new))
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink()
+
+    async def sync_dir(self, name: str) -> None:
+        await self.on_worker(_sync_directory, self._path(name))
+
+    def close(self) -> None:
+        """Close all files, wait for syncs under way and give the directory up; a second call does nothing."""
+        if self._lock < 0:
+            return
+        for file in tuple(self._files):
+            file.close()
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+        os.close(self._lock)
+        self._lock = -1
+
+    async def on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Run a call that waits for the medium on the disk's one thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread(), function, argument)
+
+    def release(self, file: RealFile, descriptor: int, *, busy: bool) -> None:
+        """Close a file's descriptor; behind its syncs when some are ``busy``, as its number would be used again."""
+        self._files.pop(file, None)
+        if busy:
+            self._thread().submit(os.close, descriptor)
+        else:
+            os.close(descriptor)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._lock < 0:
+            raise OSError(errno.EBADF, "the disk is closed", str(self.root))
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gostore-disk")
+        return self._worker
+
+    def _path(self, name: str) -> Path:
+        parts = name.split("/") if name else []
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise ValueError(f"{name!r} is no name in a data directory: relative names without '.' and '..' are")
+        return self.root.joinpath(*parts)
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    import fcntl  # absent on Windows, where only the simulated world runs
+
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        # On macOS neither fsync nor fdatasync empties the drive's own cache.
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durably(root: Path) -> None:
+    """Create a directory and its parents, on the medium too."""
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:
+            _sync_directory(path.parent)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"data_dir = {str(root)!r}: is not a directory; name one of this node alone") from None
+    except OSError as error:
+        raise ConfigError(f"data_dir = {str(root)!r}: cannot be created: {error.strerror}") from None
+
+
+def _lock(root: Path) -> int:
+    """Take the lock of a data directory; it lasts until the descriptor is closed or the process ends."""
+    import fcntl
+
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"data_dir = {str(root)!r}: this user may not read and write it; check its owner and mode")
+    try:
+        descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"data_dir = {str(root)!r}: cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise ConfigError(f"data_dir = {str(root)!r}: cannot be locked: {error.strerror}") from None
+        raise ConfigError(
+            f"data_dir = {str(root)!r}: in use by another node (process {holder or 'unknown'}); "
+            "stop that one first or give this node a directory of its own"
+        ) from None
+    # For the message above only; a full disk may refuse it.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def real_env(
+    name: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    sockets: dict[str, socket.socket] | None = None,
+    seed: int | None = None,
+) -> Env:
+    """The world of a real node; whoever stops the node also calls ``env.disk.close()``.
+
+    Raises :class:`~gostore.core.errors.ConfigError` when ``data_dir`` cannot be used or belongs to a running node.
+    """
+    return Env(
+        name=name,
+        clock=RealClock(),
+        rng=real_rng(seed),
+        disk=RealDisk(data_dir),
+        log=logging.getLogger(f"gostore.{name}"),
+        sockets=sockets or {},
+    )

@@ -1,1 +1,60 @@
 """The cluster model: members, rings, views, watchers. Pure."""
+
+from gostore.cluster.members import (
+    GLOBAL_RING,
+    LIVE,
+    MASTERS_RING,
+    PRECEDENCE,
+    TRANSITIONS,
+    WAITING,
+    Member,
+    MemberChange,
+    NodeState,
+    is_legal,
+    merge,
+)
+from gostore.cluster.ring import (
+    PLACEMENT,
+    TOKENS,
+    Arc,
+    HashRing,
+    Move,
+    Placement,
+    arcs_of,
+    check_placement,
+    diff,
+    token_of,
+)
+from gostore.cluster.view import Resolution, RingCache, RingSpec, View, changes_between
+from gostore.cluster.watchers import Watcher, Watchers
+
+__all__ = [
+    "GLOBAL_RING",
+    "LIVE",
+    "MASTERS_RING",
+    "PLACEMENT",
+    "PRECEDENCE",
+    "TOKENS",
+    "TRANSITIONS",
+    "WAITING",
+    "Arc",
+    "HashRing",
+    "Member",
+    "MemberChange",
+    "Move",
+    "NodeState",
+    "Placement",
+    "Resolution",
+    "RingCache",
+    "RingSpec",
+    "View",
+    "Watcher",
+    "Watchers",
+    "arcs_of",
+    "changes_between",
+    "check_placement",
+    "diff",
+    "is_legal",
+    "merge",
+    "token_of",
+]

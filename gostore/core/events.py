@@ -7,7 +7,7 @@ there (gapless, from 1, per incarnation), a hybrid logical stamp, loop time, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -96,43 +96,67 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """The event bus of one node. Subscribers are called in order, in the publisher's turn; they must not block."""
+    """The event bus of one node. Subscribers are called in order, in the publisher's turn; they must not block.
 
-    __slots__ = ("_seq", "_stamp", "_subscribers", "_time_s", "active", "node")
+    ``active``: somebody listens at all; ``messages``: somebody wants the category ``message``. Both are for hot paths,
+    which test them before they build the fields of an event.
+    """
+
+    __slots__ = ("_seq", "_stamp", "_subscribers", "_time_s", "_wanted", "active", "messages", "node")
 
     def __init__(self, node: str, *, stamp: Callable[[], int], time_s: Callable[[], float]) -> None:
         self.node = node
         self.active = False
+        self.messages = False
         self._stamp = stamp
         self._time_s = time_s
         self._seq = 0
-        self._subscribers: dict[int, Subscriber] = {}
+        self._subscribers: dict[int, tuple[Subscriber, frozenset[str]]] = {}
+        self._wanted: frozenset[str] = frozenset()
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call ``subscriber`` for every event from now on; returns the function that ends it."""
+    @property
+    def seq(self) -> int:
+        """The number of the latest event."""
+        return self._seq
+
+    def subscribe(self, subscriber: Subscriber, categories: Iterable[str] | None = None) -> Callable[[], None]:
+        """Call ``subscriber`` for every event of these categories (None: all); returns the function that ends it.
+
+        Raises ``ValueError`` for a category that does not exist.
+        """
+        wanted = frozenset(CATEGORIES if categories is None else categories)
+        if unknown := sorted(wanted - frozenset(CATEGORIES)):
+            raise ValueError(f"no such categories: {unknown}; there are {', '.join(CATEGORIES)}")
         key = max(self._subscribers, default=0) + 1
-        self._subscribers[key] = subscriber
-        self.active = True
+        self._subscribers[key] = (subscriber, wanted)
+        self._sum_up()
 
         def unsubscribe() -> None:
             self._subscribers.pop(key, None)
-            self.active = bool(self._subscribers)
+            self._sum_up()
 
         return unsubscribe
 
-    def publish(self, kind: str, /, *, cause: EventId | None = None, **data: Any) -> int:
-        """Publish; returns the event's sequence number, 0 when nobody listens.
+    def _sum_up(self) -> None:
+        self._wanted = frozenset().union(*(wanted for _, wanted in self._subscribers.values()))
+        self.active = bool(self._subscribers)
+        self.messages = "message" in self._wanted
 
-        On a hot path test ``events.active`` first, so that the keyword dictionary is not even built.
+    def publish(self, kind: str, /, *, cause: EventId | None = None, **data: Any) -> int:
+        """Publish; returns the event's sequence number, 0 when nobody wants its category.
+
         Raises ``KeyError`` for an unknown kind and ``ValueError`` for fields that the kind does not declare.
         """
         if not self.active:
             return 0
-        fields = KINDS[kind][1]
+        category, fields = KINDS[kind]
         if len(data) != len(fields) or any(name not in data for name in fields):
             raise ValueError(f"event {kind!r} takes the fields {fields}, not {tuple(data)}")
+        if category not in self._wanted:
+            return 0
         self._seq += 1
         event = Event(self.node, self._seq, kind, self._stamp(), self._time_s(), cause or current_cause.get(), data)
-        for subscriber in tuple(self._subscribers.values()):
-            subscriber(event)
+        for subscriber, wanted in tuple(self._subscribers.values()):
+            if category in wanted:
+                subscriber(event)
         return self._seq

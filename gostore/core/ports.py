@@ -89,3 +89,7 @@ class Disk(Protocol):
     async def sync_dir(self, name: str) -> None:
         """Return when the creations, renames and removals in this directory are on the medium."""
         ...
+
+    def close(self) -> None:
+        """The node is gone: its directory is free for another one, and its open files raise from now on."""
+        ...

@@ -1,0 +1,402 @@
+"""The command line. Every command takes ``--json``: its last line is then one JSON object with the figures."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gostore.core.errors import BadRequest, GoStoreError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON: the figures.")
+seed_option = click.option("--seed", default=1, show_default=True, help="The seed of all randomness.")
+nodes_option = click.option(
+    "--nodes", default=5, show_default=True, type=click.IntRange(1, 64), help="How many node processes."
+)
+at_option = click.option(
+    "--at", metavar="PATH", default=".gostore", show_default=True,
+    help="The cluster's directory (`gostore up --path`), or HOST:PORT with the secret in GOSTORE_SECRET.",
+)  # fmt: skip
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One clear error line and exit status 1 for everything that a user can meet."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except GoStoreError as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"error": error.code, "message": error.message, "definite": error.definite}))
+            raise click.ClickException(error.message) from None
+
+    return run
+
+
+def report(figures: Mapping[str, Any], *, as_json: bool, title: str) -> None:
+    """A table for a person, and behind it one line of JSON when asked for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in figures.items():
+        if not isinstance(value, list | dict):
+            table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    Console().print(table)
+    if as_json:
+        click.echo(json.dumps(figures))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gostore")
+def main() -> None:
+    """GoStore: learn, teach and research distributed systems with a real cluster."""
+
+
+@main.command()
+@nodes_option
+@click.option("--path", type=click.Path(path_type=Path), help="The directory tree to store.  [default: Python's own library]")
+@click.option("--kill", metavar="NAME", help="The node to kill.  [default: the one that holds the most chunks]")
+@json_option
+@command
+def demo(nodes: int, path: Path | None, kill: str | None, as_json: bool) -> None:
+    """Store a real directory tree, kill a node, recover, and verify every byte."""
+    import gostore as gs
+    from gostore.experiments.demo import run, standard_library
+
+    cluster = gs.launch(nodes)
+
+    async def job() -> Any:
+        async with cluster:
+            say(f"{nodes} nodes ready in {cluster.ready_s:.2f} s")
+            return await run(cluster, path or standard_library(), ready_s=cluster.ready_s, kill=kill, progress=say)
+
+    result = asyncio.run(job())
+    report(result.to_dict(), as_json=as_json, title="demo")
+    if not result.fine:
+        sys.exit(1)
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@main.command()
+@nodes_option
+@click.option("--path", default=".gostore", show_default=True, type=click.Path(path_type=Path), help="Where the data stay.")
+@json_option
+@command
+def up(nodes: int, path: Path, as_json: bool) -> None:
+    """A cluster that stays until Ctrl-C, with its REST address and its page."""
+    import gostore as gs
+    from gostore.viz.page import Page
+
+    async def stay() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with gs.launch(nodes, path=path) as cluster, Page(cluster) as page:
+            rest = await cluster.rest_url()
+            click.echo(f"{nodes} nodes ready in {cluster.ready_s:.2f} s; data in {path}")
+            click.echo(f"REST  {rest}   (token: gostore token --at {path})")
+            click.echo(f"page  {page.url}")
+            click.echo("Ctrl-C stops it; the data stay.")
+            if as_json:
+                click.echo(json.dumps({"nodes": nodes, "rest": rest, "page": page.url, "path": str(path)}))
+            sys.stdout.flush()
+            await stop.wait()
+
+    asyncio.run(stay())
+
+
+@main.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--join", multiple=True, metavar="HOST:PORT", help="A member to join through; may be given again.")
+@click.option("--name", help="The node's name, unique in the cluster.")
+@click.option("--data-dir", help="A directory for this node alone.")
+@json_option
+@command
+def node(config_file: Path | None, join: tuple[str, ...], name: str | None, data_dir: str | None, as_json: bool) -> None:
+    """One node in this process, for any process manager. Settings: file, then GOSTORE_* variables, then options."""
+    from gostore.config import NodeConfig
+    from gostore.node import run
+
+    options = {"join": list(join) or None, "name": name, "data_dir": data_dir}
+    config = NodeConfig.load(config_file, **{key: value for key, value in options.items() if value is not None})
+
+    def ready(figures: dict[str, Any]) -> None:
+        click.echo(json.dumps(figures) if as_json else "  ".join(f"{k} {v}" for k, v in figures.items()))
+        sys.stdout.flush()
+
+    run(config, on_ready=ready)
+
+
+def client(at: str, job: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a job with a client of a running cluster."""
+    from gostore.client import connect_at
+
+    async def go() -> Any:
+        async with connect_at(at) as connection:
+            return await job(connection)
+
+    return asyncio.run(go())
+
+
+@main.command()
+@at_option
+@json_option
+@command
+def token(at: str, as_json: bool) -> None:
+    """The REST token of a cluster (Authorization: Bearer TOKEN)."""
+    from gostore.client import read_connection
+    from gostore.core.auth import rest_token
+
+    value = rest_token(read_connection(at).secret)
+    click.echo(json.dumps({"token": value}) if as_json else value)
+
+
+@main.group()
+def fs() -> None:
+    """Files in a running cluster."""
+
+
+@fs.command("ls")
+@click.argument("path", default="/")
+@at_option
+@json_option
+@command
+def fs_ls(path: str, at: str, as_json: bool) -> None:
+    """List a directory."""
+    entries = client(at, lambda c: c.fs.list(path))
+    for entry in entries:
+        click.echo(f"{entry['size']:>12,}  {entry['type']:<28}  {entry['name']}")
+    if as_json:
+        click.echo(json.dumps({"path": path, "entries": entries}))
+
+
+@fs.command("put")
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("path")
+@at_option
+@json_option
+@command
+def fs_put(source: Path, path: str, at: str, as_json: bool) -> None:
+    """Store a file, or a directory with everything in it."""
+
+    async def job(c: Any) -> dict[str, Any]:
+        if source.is_dir():
+            return dict(await c.fs.put_tree(source, path))
+        header = await c.fs.write(path, source)
+        return {"files": 1, "bytes": header["size"]}
+
+    report({"path": path, **client(at, job)}, as_json=as_json, title="stored")
+
+
+@fs.command("get")
+@click.argument("path")
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+@at_option
+@json_option
+@command
+def fs_get(path: str, target: Path | None, at: str, as_json: bool) -> None:
+    """Read a file into TARGET, or onto standard output."""
+    if target is None and as_json:
+        raise BadRequest("--json needs a TARGET file, as standard output would carry the file itself")
+
+    async def job(c: Any) -> int:
+        written = 0
+        with open(target, "wb") if target else open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            async for piece in c.fs.stream(path):
+                out.write(piece)
+                written += len(piece)
+        return written
+
+    size = client(at, job)
+    if as_json:
+        click.echo(json.dumps({"path": path, "bytes": size}))
+
+
+@fs.command("rm")
+@click.argument("path")
+@click.option("--recursive", "-r", is_flag=True, help="A directory with everything in it.")
+@at_option
+@json_option
+@command
+def fs_rm(path: str, recursive: bool, at: str, as_json: bool) -> None:
+    """Delete a file or a directory."""
+    removed = client(at, lambda c: c.fs.delete(path, recursive=recursive))
+    report({"path": path, "entries": removed}, as_json=as_json, title="deleted")
+
+
+@fs.command("stat")
+@click.argument("path")
+@at_option
+@json_option
+@command
+def fs_stat(path: str, at: str, as_json: bool) -> None:
+    """A path's header."""
+    report(client(at, lambda c: c.fs.header(path)), as_json=as_json, title=path)
+
+
+@main.group()
+def db() -> None:
+    """Objects in a running cluster. VALUE is JSON; PATH walks into it, e.g. `address.city` or `tags.0`."""
+
+
+def accessors(path: str) -> list[str | int]:
+    """``tags.0`` as ``["tags", 0]``."""
+    return [int(part) if part.isdecimal() else part for part in path.split(".") if part]
+
+
+@db.command("get")
+@click.argument("container")
+@click.argument("key")
+@click.argument("path", default="")
+@at_option
+@json_option
+@command
+def db_get(container: str, key: str, path: str, at: str, as_json: bool) -> None:
+    """Read an object, or one value in it."""
+    value = client(at, lambda c: c.db.get(container, key, *accessors(path)))
+    click.echo(json.dumps({"value": value} if as_json else value, default=repr))
+
+
+@db.command("set")
+@click.argument("container")
+@click.argument("key")
+@click.argument("value")
+@click.argument("path", default="")
+@click.option("--create", is_flag=True, help="Create the container when it is not there.")
+@at_option
+@json_option
+@command
+def db_set(container: str, key: str, value: str, path: str, create: bool, at: str, as_json: bool) -> None:
+    """Write an object, or one value in it."""
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        raise BadRequest(f"VALUE = {value!r}: not JSON; a string needs quotes, e.g. '\"text\"'") from None
+
+    async def job(c: Any) -> None:
+        if create:
+            await c.db.create_container(container)
+        await c.db.set(container, key, parsed, *accessors(path))
+
+    client(at, job)
+    if as_json:
+        click.echo(json.dumps({"container": container, "key": key}))
+
+
+@db.command("rm")
+@click.argument("container")
+@click.argument("key")
+@click.argument("path", default="")
+@at_option
+@json_option
+@command
+def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
+    """Delete an object, or one value in it."""
+    client(at, lambda c: c.db.delete(container, key, *accessors(path)))
+    if as_json:
+        click.echo(json.dumps({"container": container, "key": key}))
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["launch"]))
+@click.option("--vs", default="", help="Peers to run beside us, with commas between them.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
+@json_option
+@command
+def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
+    """Speed, against named peers in the same run. A ratio above 1 means ours is better."""
+    from gostore.experiments.bench_launch import bench_launch
+
+    cases = bench_launch([peer for peer in vs.split(",") if peer], rounds=rounds, progress=say)
+    for case in cases:
+        peer = f"   {case['peer_name']} {case['peer']} {case['unit']}, ratio {case['ratio']}" if case["peer"] else ""
+        click.echo(f"{case['name']:<34} {case['ours']} {case['unit']}{peer}")
+    if as_json:
+        click.echo(json.dumps({"bench": what, "cases": cases}))
+
+
+@main.group()
+def lab() -> None:
+    """Labs: list them, run one in JupyterLab, grade a submission."""
+
+
+labs_option = click.option("--labs", "folder", help="The folder of the labs.")
+
+
+@lab.command("list")
+@labs_option
+@json_option
+@command
+def lab_list(folder: str | None, as_json: bool) -> None:
+    """The labs, with what each replaces."""
+    from gostore.lab.grader import find_labs, labs_folder
+
+    labs = find_labs(labs_folder(folder))
+    for entry in labs:
+        click.echo(f"{entry.name:<14} {entry.points_max:>3} points   {entry.title}")
+    if as_json:
+        rows = [{"name": e.name, "title": e.title, "slot": e.slot, "points_max": e.points_max} for e in labs]
+        click.echo(json.dumps({"labs": rows}))
+
+
+@lab.command("run")
+@click.argument("name")
+@labs_option
+@json_option
+@command
+def lab_run(name: str, folder: str | None, as_json: bool) -> None:
+    """Open a lab's notebook in JupyterLab."""
+    import subprocess
+
+    from gostore.lab.grader import labs_folder, load_lab
+
+    entry = load_lab(labs_folder(folder), name)
+    notebook = entry.folder / f"{entry.name}.ipynb"
+    if as_json:
+        click.echo(json.dumps({"lab": entry.name, "notebook": str(notebook)}))
+    sys.exit(subprocess.run([sys.executable, "-m", "jupyterlab", str(notebook)], check=False).returncode)
+
+
+@lab.command("grade")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--reference", is_flag=True, help="Grade the reference solution.")
+@labs_option
+@seed_option
+@json_option
+@command
+def lab_grade(name: str, file: Path | None, reference: bool, folder: str | None, seed: int, as_json: bool) -> None:
+    """Grade FILE (a notebook or a Python file) with the lab's public checks."""
+    from dataclasses import asdict
+
+    from gostore.lab.grader import grade, labs_folder, load_lab, read_submission
+
+    entry = load_lab(labs_folder(folder), name)
+    if (file is None) == (not reference):
+        raise BadRequest("name a FILE to grade, or say --reference")
+    result = grade(entry, read_submission(entry.reference if reference else file or Path()), seed=seed)
+    for outcome in result.checks:
+        mark = "ok  " if not outcome.message else "FAIL"
+        click.echo(f"{mark} {outcome.points}/{outcome.points_max}  {outcome.name.replace('_', ' ')}")
+        if outcome.message:
+            click.echo(f"     {outcome.message}\n     hint: {outcome.hint}   (seed {outcome.seed})")
+    click.echo(f"{result.points} of {result.points_max} points")
+    if as_json:
+        checks = [asdict(outcome) for outcome in result.checks]
+        click.echo(json.dumps({"points": result.points, "points_max": result.points_max, "checks": checks}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The lines of the event ticker: one event in words, and many alike in one line.
+
+A change of membership reaches every node, and each publishes it: that is one line ("n4 is offline ... seen by n1 n2"),
+not five. Frequent kinds (files written, transactions aborted) share one line for a while and count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gostore.core.events import Event
+from gostore.core.stamps import stamp_wall_ms
+from gostore.viz.scene import clock, plural, size
+
+LINES_MAX: Final = 60
+"""Lines kept; the oldest go."""
+MERGE_S: Final = 2.0
+"""Events of a frequent kind within this time of the first share its line."""
+MERGE_MEMBER_S: Final = 30.0
+"""News of one change of membership takes this long at most to reach all."""
+NODES_MAX: Final = 64
+"""Nodes named in one line."""
+
+# Too frequent to read, or told better by a gauge, a pulse or another event.
+SILENT: Final = (
+    "send",
+    "recv",
+    "drop",
+    "wal_sync",
+    "commit",
+    "chunk_stored",
+    "chunk_copied",
+    "chunk_collected",
+    "view",
+)
+
+
+@dataclass
+class Line:
+    """One line. It may grow while it is shown: ``id`` stays."""
+
+    id: int
+    key: tuple[Any, ...]
+    stamp_ms: int
+    event: Event
+    nodes: list[str] = field(default_factory=list)
+    count: int = 1
+
+
+class Ticker:
+    """The newest lines, at most ``lines_max`` of them."""
+
+    def __init__(self, lines_max: int = LINES_MAX) -> None:
+        self.started_ms: int | None = None
+        self._lines: deque[Line] = deque(maxlen=lines_max)
+        self._changed: dict[int, Line] = {}
+        self._next = 1
+
+    def add(self, event: Event) -> None:
+        if event.kind in SILENT:
+            return
+        at_ms = stamp_wall_ms(event.stamp)
+        if self.started_ms is None:
+            self.started_ms = at_ms
+        key, merge_s = _key(event)
+        for line in reversed(self._lines):
+            if abs(at_ms - line.stamp_ms) <= merge_s * 1000 and line.key == key:
+                break
+        else:
+            line = Line(self._next, key, at_ms, event, count=0)
+            self._next += 1
+            if len(self._lines) == self._lines.maxlen:
+                self._changed.pop(self._lines[0].id, None)
+            self._lines.append(line)
+        line.count += 1
+        # The newest of a frequent kind is the one to show; of a change of membership the first, who found it out.
+        if merge_s == MERGE_S:
+            line.event = event
+        if event.node not in line.nodes and len(line.nodes) < NODES_MAX:
+            line.nodes.append(event.node)
+        self._changed[line.id] = line
+
+    def take(self) -> list[dict[str, Any]]:
+        """What is new or has changed since the last call, oldest first."""
+        changed = [self._shown(line) for line in self._changed.values()]
+        self._changed.clear()
+        return changed
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, oldest first."""
+        return [self._shown(line) for line in self._lines]
+
+    def _shown(self, line: Line) -> dict[str, Any]:
+        since_ms = line.stamp_ms - (self.started_ms or line.stamp_ms)
+        tag, text = describe(line.event, line.nodes, line.count)
+        return {"id": line.id, "time": clock(since_ms / 1000, digits=2), "tag": tag, "text": text, "nodes": line.nodes}
+
+
+def describe(event: Event, nodes: list[str] | None = None, count: int = 1) -> tuple[str, str]:
+    """The event as (tag, sentence). ``nodes``: who published it; ``count``: how many alike it stands for."""
+    nodes = nodes or [event.node]
+    words = _WORDS.get(event.kind)
+    text = words(event.data, event.node, nodes) if words else f"{event.node}: {event.kind.replace('_', ' ')}"
+    if event.kind in _FREQUENT and count > 1:
+        text += f" and {count - 1:,} more"
+    return event.category, text
+
+
+_FREQUENT = ("conflict", "fs_write", "fs_delete", "repair_started", "repair_done", "shard_primary", "shard_synced")
+
+
+def _key(event: Event) -> tuple[tuple[Any, ...], float]:
+    """What makes two events one line, and for how long (seconds)."""
+    data = event.data
+    match event.kind:
+        case "member":
+            return ("member", data["member"], data["state"]), MERGE_MEMBER_S
+        case "suspect" | "refute":
+            return (event.kind, data["member"], data["incarnation"]), MERGE_MEMBER_S
+        case "master":
+            return ("master", data["member"]), MERGE_MEMBER_S
+        case "policy_installed":
+            return (event.kind, data["slot"], data["name"]), MERGE_MEMBER_S
+        case "policy_failed":
+            return (event.kind, data["slot"], data["name"], data["error"]), MERGE_MEMBER_S
+        case kind if kind in _FREQUENT:
+            return (kind,), MERGE_S
+    return (event.kind, event.node, event.seq), 0.0
+
+
+def _seen(nodes: list[str]) -> str:
+    return f"seen by {_some(nodes)}" if len(nodes) <= 3 else f"seen by {len(nodes)} nodes"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _fault(data: Mapping[str, Any]) -> str:
+    arguments = data["arguments"]
+    if isinstance(arguments, Mapping):
+        words = ", ".join(f"{key} {_plain(value)}" for key, value in arguments.items())
+    else:
+        words = _plain(arguments)
+    return f"{data['fault']} {words}".strip()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "{" + ", ".join(_plain(item) for item in value) + "}"
+    return str(value)
+
+
+_Words = Callable[[Mapping[str, Any], str, list[str]], str]
+_WORDS: Final[dict[str, _Words]] = {
+    "node_started": lambda d, n, _: f"{n} started, incarnation {d['incarnation']}",
+    "node_ready": lambda d, n, _: f"{n} is ready, epoch {d['epoch']}",
+    "node_stopping": lambda d, n, _: f"{n} stops: {d['reason']}",
+    "member": lambda d, _, nodes: f"{d['member']} is {d['state']}, epoch {d['epoch']}; {_seen(nodes)}",
+    "suspect": lambda d, _, nodes: f"{d['member']} suspected by {_some(nodes)}",
+    "refute": lambda d, _, nodes: f"{d['member']} is alive, incarnation {d['incarnation']}; {_seen(nodes)}",
+    "master": lambda d, _, nodes: f"{d['member']} is the master, epoch {d['epoch']}; {_seen(nodes)}",
+    "wal_recovered": lambda d, n, _: f"{n} read its log: {plural(d['records'], 'record')}, torn {d['torn_bytes']} B",
+    "disk_failed": lambda d, n, _: f"{n}: disk failed at {d['what']}: {d['error']}",
+    "conflict": lambda d, n, _: f"{n} aborted a transaction: conflict on {d['container']}/{d['key']}",
+    "shard_primary": lambda d, n, _: f"{n} leads shard {d['shard']}, generation {d['generation']}",
+    "shard_synced": lambda d, n, _: f"{n} copied shard {d['shard']} from {d['source']}, {size(d['bytes'])}",
+    "fs_write": lambda d, _, __: (
+        f"write {d['path']} v{d['version']}, {size(d['size'])} in {d['duration_s'] * 1000:.1f} ms"
+    ),
+    "fs_delete": lambda d, _, __: f"delete {d['path']}, {d['entries']} entries",
+    "repair_started": lambda d, n, _: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
+    "repair_done": lambda d, n, _: f"{n} copied {plural(d['copied'], 'chunk')}, {size(d['bytes'])}",
+    "fault": lambda d, _, __: _fault(d),
+    "policy_installed": lambda d, _, nodes: f"{d['slot']} is {d['name']} on {_some(nodes)}",
+    "policy_failed": lambda d, _, nodes: f"{d['slot']} {d['name']} failed on {_some(nodes)}: {d['error']}",
+    "task_failed": lambda d, n, _: f"{n}: task {d['task']} failed: {d['error']}",
+}

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gostore.cluster.members import (
+    ENTRY,
+    PRECEDENCE,
+    TRANSITIONS,
+    WEIGHT_MAX,
+    Member,
+    MemberChange,
+    NodeState,
+    is_legal,
+    merge,
+)
+from gostore.core.address import Address
+
+ADDRESS = Address("127.0.0.1", 4001, 4002)
+
+members = st.builds(
+    Member,
+    name=st.sampled_from(["a", "b", "node-3"]),
+    address=st.builds(Address, st.just("10.0.0.1"), st.integers(0, 65_535), st.integers(0, 65_535)),
+    rest_port=st.integers(0, 65_535),
+    state=st.sampled_from(list(NodeState)),
+    incarnation=st.integers(1, 5),
+    rings=st.sampled_from([("global",), ("global", "masters"), ()]),
+    weight=st.floats(0.1, WEIGHT_MAX),
+    joined=st.integers(0, 1 << 40),
+)
+
+
+def member(state: NodeState, incarnation: int = 1) -> Member:
+    return Member(name="a", address=ADDRESS, state=state, incarnation=incarnation)
+
+
+@given(members)
+def test_survives_the_wire(record: Member) -> None:
+    assert Member.from_wire(record.to_wire()) == record
+
+
+@given(st.one_of(st.none(), st.integers(), st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=9)))
+def test_refuses_what_is_no_member(wire: object) -> None:
+    with pytest.raises(ValueError):
+        Member.from_wire(wire)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(3, "asleep"), (4, 0), (6, 0.0), (6, float("nan")), (6, 1e9), (2, 70_000), (1, ["h", 1]), (5, [1]), (0, "")],
+)
+def test_refuses_a_member_with_one_bad_field(field: int, value: object) -> None:
+    wire = member(NodeState.ONLINE).to_wire()
+    wire[field] = value
+    with pytest.raises(ValueError):
+        Member.from_wire(wire)
+
+
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(NodeState, NodeState)))
+def test_within_an_incarnation_the_state_only_moves_forward(old: NodeState, new: NodeState) -> None:
+    legal = is_legal(member(old), member(new))
+    assert legal == (new is old or new in TRANSITIONS[old])
+    if legal and new is not old:
+        assert PRECEDENCE[new] > PRECEDENCE[old]
+
+
+@pytest.mark.parametrize("old", NodeState)
+def test_a_higher_incarnation_comes_back_through_its_entry_state(old: NodeState) -> None:
+    for new in NodeState:
+        expected = new in (ENTRY[old], NodeState.OFFLINE, NodeState.LEFT)
+        assert is_legal(member(old, 1), member(new, 2)) == expected
+    assert ENTRY[old] is (NodeState.JOINING if old is NodeState.LEFT else NodeState.CONNECTING)
+
+
+def test_a_stranger_may_only_join() -> None:
+    assert [state for state in NodeState if is_legal(None, member(state))] == [NodeState.JOINING]
+
+
+@given(members, members)
+def test_an_older_incarnation_never_wins(one: Member, other: Member) -> None:
+    kept = merge(one, other)
+    assert kept is not None
+    assert kept.incarnation >= one.incarnation
+    if other.incarnation < one.incarnation:
+        assert kept is one
+
+
+def test_the_dead_do_not_rise_in_the_same_incarnation() -> None:
+    """Gossip without incarnations would resurrect a node by an old 'online' record."""
+    dead = member(NodeState.OFFLINE, 3)
+    assert merge(dead, member(NodeState.ONLINE, 3)) is dead
+    assert merge(dead, member(NodeState.ONLINE, 2)) is dead
+    assert merge(dead, member(NodeState.CONNECTING, 4)) == member(NodeState.CONNECTING, 4)
+
+
+def test_a_change_knows_whether_the_state_changed() -> None:
+    online = member(NodeState.ONLINE)
+    assert MemberChange(None, online).state_changed
+    assert not MemberChange(online, online.to(NodeState.ONLINE, weight=2.0)).state_changed
+    assert MemberChange(online, online.to(NodeState.OFFLINE)).name == "a"
