@@ -224,7 +224,7 @@ class NodeConfig(Section):
     db: DbConfig = field(default_factory=DbConfig)
     fs: FsConfig = field(default_factory=FsConfig)
     rest: RestConfig = field(default_factory=RestConfig)
-    policies: dict[str, dict[str, str]] = setting(doc="slot -> {name, source}", factory=dict)
+    policies: dict[str, dict[str, Any]] = setting(doc="slot -> {name, source}", factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -168,6 +168,10 @@ class RealFile:
         finally:
             self._syncs -= 1
 
+    def drop_cache(self) -> None:
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._open(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         if self._descriptor < 0:
             return

@@ -25,10 +25,11 @@ from gostore.cluster.ring import (
     diff,
     token_of,
 )
-from gostore.cluster.view import Resolution, RingCache, RingSpec, View, changes_between
+from gostore.cluster.view import DEFAULT_POLICY, Resolution, RingCache, RingSpec, View, changes_between
 from gostore.cluster.watchers import Watcher, Watchers
 
 __all__ = [
+    "DEFAULT_POLICY",
     "GLOBAL_RING",
     "LIVE",
     "MASTERS_RING",

@@ -39,6 +39,10 @@ RING_REPLICAS_MAX: Final = 64
 RING_TOKENS_MAX: Final = 4096
 
 
+DEFAULT_POLICY: Final = PolicySource("", "")
+"""Stands for "back to the default" where a policy is installed; a view holds ``None`` then."""
+
+
 @dataclass(frozen=True, slots=True)
 class RingSpec:
     """How a ring is built: copies of a key, virtual nodes of a node of weight 1."""
@@ -231,22 +235,21 @@ class View:
     ) -> View:
         """The view one epoch on, with these members' records merged in their order.
 
-        Changes that are not legal are left out, by everybody alike. ``policy``: the new placement; ``None`` keeps it.
+        Changes that are not legal are left out, by everybody alike. ``policy``: the new placement; ``None`` keeps it,
+        :data:`DEFAULT_POLICY` ends it.
         """
         members = dict(self.members)
+        kept = self.policy if policy is None else policy
         for member in changes:
             if is_legal(members.get(member.name), member):
                 members[member.name] = member
         return replace(
             self,
-            epoch=self.epoch + 1 if epoch is None else epoch,
+            epoch=self.epoch + 1,
             members={name: members[name] for name in sorted(members)},
-            policy=self.policy if policy is None else policy,
+            policy=None if kept == DEFAULT_POLICY else kept,
             digest=digest,
         )
-
-    def with_cache(self, cache: RingCache) -> View:
-        return replace(self, cache=cache)
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -292,9 +295,18 @@ class View:
 
 
 def changes_between(old: View, new: View) -> tuple[MemberChange, ...]:
-    """What a watcher of ``old`` has to learn to be at ``new``, by name; steps in between are not told."""
-    return tuple(
+    """What a watcher of ``old`` has to learn to be at ``new``, by name; steps in between are not told.
+
+    A member that only the older history knew (it was in the part of a fork that was given up) is told as having left.
+    """
+    changes = [
         MemberChange(old.members.get(name), member)
         for name, member in new.members.items()
         if old.members.get(name) != member
-    )
+    ]
+    changes += [
+        MemberChange(member, member.to(NodeState.LEFT))
+        for name, member in old.members.items()
+        if name not in new.members and member.state is not NodeState.LEFT
+    ]
+    return tuple(changes)

@@ -1,6 +1,7 @@
 """The RPC core: typed services, calls that run at most once, over UDP and TCP."""
 
-from gostore.comm.endpoint import Endpoint, Resolver
+from gostore.comm.directory import Resolver
+from gostore.comm.endpoint import Endpoint
 from gostore.comm.links import Fault, Links
 from gostore.comm.service import Call, Redirect, Reply, current_call, remote, service
 

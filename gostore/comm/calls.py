@@ -224,15 +224,19 @@ class Caller:
 
     def greeted(
         self, conversation: Conversation, hello_id: int, incarnation: int, session: int, now_s: float
-    ) -> list[OutCall]:
-        """A hello was answered: the calls to SEND now. An answer to a hello of the past is ignored."""
+    ) -> tuple[list[OutCall], list[OutCall]]:
+        """A hello was answered: the calls lost with a former session, and those to SEND now.
+
+        An answer to a hello of the past is ignored.
+        """
         if hello_id != conversation.hello_id or incarnation != conversation.incarnation:
-            return []
+            return [], []
+        lost = self.lost(conversation) if session != conversation.session else []
         conversation.hello_id = 0
         conversation.hello_s = float("-inf")
         conversation.heard_s = now_s
         conversation.session = session
-        return [call for call in conversation.calls.values() if not call.bound]
+        return lost, [call for call in conversation.calls.values() if not call.bound]
 
     def met(self, conversation: Conversation, incarnation: int) -> list[OutCall]:
         """The peer lives in this incarnation: the calls that a former one took with it (they end as Forgotten)."""
@@ -241,10 +245,8 @@ class Caller:
         conversation.incarnation = incarnation
         return self.lost(conversation)
 
-    def lost(self, conversation: Conversation, session: int | None = None) -> list[OutCall]:
+    def lost(self, conversation: Conversation) -> list[OutCall]:
         """The callee no longer knows this session: its bound calls, which end as Forgotten."""
-        if session is not None and session != conversation.session:
-            return []
         conversation.session = 0
         ended = [call for call in conversation.calls.values() if call.bound]
         for call in ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from gostore.comm import wire
@@ -82,29 +82,28 @@ class Runtime:
 
 
 class Dispatcher:
-    """Runs jobs as tasks of the node and hands their answers to ``finish``; ``redirect`` forwards one.
+    """Runs jobs as tasks of the node, and hands their answers on (see :meth:`bind`)."""
 
-    ``finish(job, answer)`` may return an awaitable's worth of back-pressure: a coroutine that ends when a large answer
-    has room to go.
-    """
+    def __init__(self, env: Env, message_size_bytes_max: int, large_size_bytes: int) -> None:
+        self._env = env
+        self._size_max = message_size_bytes_max
+        self._large_size_bytes = large_size_bytes
+        self._runtimes: dict[str, Runtime] = {}
+        self._routes: dict[bytes, tuple[Runtime, Function]] = {}
+        self.casts_failed = 0
 
-    def __init__(
+    def bind(
         self,
-        env: Env,
-        message_size_bytes_max: int,
         make_call: Callable[[Job], Call],
         finish: Callable[[Job, Answer], None],
         redirect: Callable[[Job, str], None],
-        count: Callable[[str], None],
+        room: Callable[[Job], Awaitable[None]],
     ) -> None:
-        self._env = env
-        self._size_max = message_size_bytes_max
+        """``finish`` sends an answer and ``redirect`` forwards a request; ``room`` waits until a large one can go."""
         self._make_call = make_call
         self._finish = finish
         self._redirect = redirect
-        self._count = count
-        self._runtimes: dict[str, Runtime] = {}
-        self._routes: dict[bytes, tuple[Runtime, Function]] = {}
+        self._room = room
 
     @property
     def running(self) -> int:
@@ -123,7 +122,7 @@ class Dispatcher:
         """Run a job now or when there is room; what cannot run is answered at once."""
         found = self._routes.get(job.frame.route)
         if found is None:
-            self._fail(job, self._unknown(job.frame.route))
+            self.fail(job, self._unknown(job.frame.route))
             return
         runtime, job.function = found
         job.runtime = runtime
@@ -132,9 +131,7 @@ class Dispatcher:
         elif len(runtime.waiting) < WAITING_MAX:
             runtime.waiting.append(job)
         else:
-            self._fail(
-                job, Unavailable(f"{self._env.name}: {runtime.name} is overloaded ({WAITING_MAX} requests wait)")
-            )
+            self.fail(job, Unavailable(f"{self._env.name}: {runtime.name} is overloaded ({WAITING_MAX} requests wait)"))
 
     def _unknown(self, route: bytes) -> GoStoreError:
         service, _, function = route.decode(errors="replace").partition(".")
@@ -155,7 +152,7 @@ class Dispatcher:
     async def _run(self, job: Job) -> None:
         try:
             if asyncio.get_running_loop().time() >= job.deadline_s:
-                self._fail(job, Unavailable(f"{job.function.name}: its deadline passed before it could start"))
+                self.fail(job, Unavailable(f"{job.function.name}: its deadline passed before it could start"))
                 return
             if job.cause is not None:
                 current_cause.set(job.cause)
@@ -175,6 +172,8 @@ class Dispatcher:
                 )
             finally:
                 call.finished = True
+            if answer.size_bytes > self._large_size_bytes and job.session is not None:
+                await self._room(job)
             self._finish(job, answer)
         finally:
             self._next(job.runtime)
@@ -203,11 +202,12 @@ class Dispatcher:
 
     def _error(self, job: Job, error: GoStoreError) -> Answer:
         if job.session is None:
-            self._count("casts_failed")
+            self.casts_failed += 1
             self._env.log.warning("cast %s failed: %s", job.frame.route.decode(errors="replace"), error)
         return error_answer(error)
 
-    def _fail(self, job: Job, error: GoStoreError) -> None:
+    def fail(self, job: Job, error: GoStoreError) -> None:
+        """Answer with an error."""
         self._finish(job, self._error(job, error))
 
     def _next(self, runtime: Runtime) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from gostore.comm.links import DELAYED_FRAMES_MAX, Links
 from gostore.comm.peers import Peer
 from gostore.comm.transport import STREAM_QUEUE_SIZE_BYTES_MAX, Datagrams, Stream
-from gostore.comm.wire import CAST, KIND_NAMES, Codec, Frame, Identity
+from gostore.comm.wire import CAST, KIND_NAMES, REQUEST, Codec, Frame, Identity
 from gostore.core.address import Address
 from gostore.env import Env
 
@@ -107,9 +107,10 @@ class Outbox:
 
     def _publish(self, peer: Peer, frame: Frame, transport: str) -> int:
         service, _, function = frame.route.decode(errors="replace").partition(".")
-        kind = "redirect" if frame.origin and KIND_NAMES[frame.kind] == "request" else KIND_NAMES[frame.kind]
+        kind = "redirect" if frame.origin and frame.kind == REQUEST else KIND_NAMES[frame.kind]
         return self._env.events.publish(
             "send",
+            cause=frame.parent,
             to=peer.name,
             service=service,
             function=function,
@@ -126,14 +127,25 @@ class Outbox:
             self.drop(peer.name, "overflow", frame.size_bytes)
             return 0
 
+        bound = (peer.incarnation, peer.conversation.session) if frame.kind in (REQUEST, CAST) else None
+
         def release() -> None:
             self._delayed -= 1
-            if not self.closed:
+            if self.closed or (bound is not None and bound != (peer.incarnation, peer.conversation.session)):
+                # Sent now it would be bound to another life of the peer, or another session.
+                self.drop(peer.name, "stale", frame.size_bytes)
+            else:
                 self._enqueue(peer, frame, stream)
 
         self._delayed += 1
         self._loop.call_later(delay_s, release)
         return 0
+
+    def discard(self, peer: Peer) -> None:
+        """The peer was reborn, or is forgotten: what was on its way to it must not arrive in another session."""
+        peer.outbox.clear()
+        if peer.stream is not None:
+            peer.stream.abort()
 
     def _enqueue(self, peer: Peer, frame: Frame, stream: bool) -> int:
         encoded = frame.encode()
@@ -159,7 +171,8 @@ class Outbox:
                 if size > room:
                     self._send_datagram(peer, frames[first:index])
                     first, size = index, len(encoded)
-            self._send_datagram(peer, frames[first:] if first else frames)
+            if frames:
+                self._send_datagram(peer, frames[first:] if first else frames)
 
     def _send_datagram(self, peer: Peer, frames: list[bytes]) -> None:
         address = self._resolve(peer)

@@ -28,6 +28,7 @@ class Peer:
         "incarnation",
         "name",
         "outbox",
+        "resolved",
         "session",
         "stream",
         "stream_failed_s",
@@ -37,6 +38,7 @@ class Peer:
         self.name = name
         self.encoded = name.encode()
         self.address = address
+        self.resolved: Address | None = None  # what the resolver said last
         self.incarnation = 0
         self.conversation = Conversation(name)
         self.session: Session | None = None

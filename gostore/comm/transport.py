@@ -141,9 +141,14 @@ class Stream(asyncio.Protocol):
         self.queued_bytes += size + LENGTH_PREFIX_SIZE_BYTES
         self._pump()
 
+    @property
+    def congested(self) -> bool:
+        """Whether those who can wait should, in :meth:`writable`."""
+        return self.queued_bytes > STREAM_QUEUE_SIZE_BYTES
+
     async def writable(self) -> None:
         """Return when little is queued, or the stream is closed."""
-        while self.queued_bytes > STREAM_QUEUE_SIZE_BYTES and not self.closed:
+        while self.congested and not self.closed:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -181,7 +186,7 @@ class Stream(asyncio.Protocol):
             parts, size = self._queue.popleft()
             self.queued_bytes -= size
             self._transport.writelines(parts)
-        if self.queued_bytes <= STREAM_QUEUE_SIZE_BYTES:
+        if not self.congested:
             self._wake()
 
     def _wake(self) -> None:

@@ -173,6 +173,7 @@ class Frame:
 
     ``id`` is the request's (in an answer: the request that it answers). ``acknowledged``: the sender awaits no answer
     to a request below it; in a hello_ack and a refusal it is a session. ``remaining_ms``: until the deadline.
+    ``parent`` does not travel: the event that made this side send, when the sending is put off.
     """
 
     __slots__ = (
@@ -186,6 +187,7 @@ class Frame:
         "id",
         "kind",
         "origin",
+        "parent",
         "remaining_ms",
         "route",
         "stamp",
@@ -221,6 +223,7 @@ class Frame:
         self.cause = cause
         self.remaining_ms = remaining_ms
         self.origin = origin
+        self.parent: tuple[str, int] | None = None
 
     @property
     def size_bytes(self) -> int:

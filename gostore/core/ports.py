@@ -58,6 +58,13 @@ class File(Protocol):
         """
         ...
 
+    def drop_cache(self) -> None:
+        """Let the next reads come from the medium; call it when all is synced.
+
+        After a failed sync the page cache may show bytes that never reached the medium, to the next process too.
+        """
+        ...
+
     def close(self) -> None: ...
 
 

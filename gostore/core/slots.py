@@ -9,7 +9,9 @@ is the business of whoever calls :func:`load_policy`.
 from __future__ import annotations
 
 import linecache
+import sys
 import traceback
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,17 +47,25 @@ def declare_slot(slot: Slot) -> Slot:
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
-    """A policy as it travels: the text that defines it and the name of the class in that text."""
+    """A policy as it travels: the text that defines it and the name of the class in that text.
+
+    ``prelude``: how many lines stand before the class (imports and helpers that it uses); ``first_line``: the line of
+    the student's own cell or file where the class begins, so that errors name the line that the student sees.
+    """
 
     name: str
     source: str
+    prelude: int = 0
+    first_line: int = 1
 
-    def to_wire(self) -> dict[str, str]:
-        return {"name": self.name, "source": self.source}
+    def to_wire(self) -> dict[str, Any]:
+        return {"name": self.name, "source": self.source, "prelude": self.prelude, "first_line": self.first_line}
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> PolicySource:
         match wire:
+            case {"name": str(name), "source": str(source), "prelude": int(prelude), "first_line": int(first_line)}:
+                return cls(name, source, prelude, first_line)
             case {"name": str(name), "source": str(source)}:
                 return cls(name, source)
         raise ValueError(f"not a policy: {wire!r:.200}; expected name and source")
@@ -78,7 +88,11 @@ def describe_failure(error: BaseException, policy: PolicySource) -> str:
     what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
     if number is None or not 1 <= number <= len(lines):
         return f"{policy.name}: {what}"
-    return f"{policy.name}, line {number}: {what}\n    {number} | {lines[number - 1].rstrip()}"
+    text = lines[number - 1].rstrip()
+    if number <= policy.prelude:
+        return f"{policy.name}, in what it uses: {what}\n    | {text}"
+    shown = number - policy.prelude + policy.first_line - 1
+    return f"{policy.name}, line {shown}: {what}\n    {shown} | {text}"
 
 
 def load_policy(slot_name: str, policy: PolicySource) -> type:
@@ -96,10 +110,12 @@ def load_policy(slot_name: str, policy: PolicySource) -> type:
         policy.source.splitlines(keepends=True),
         policy.filename,
     )
-    namespace: dict[str, Any] = {"__name__": f"policy_{policy.name}"}
+    # A module of its own, known by name: dataclasses look there for what their annotations mean.
+    module = types.ModuleType(f"policy_{policy.name}")
+    sys.modules[module.__name__] = module
     try:
-        exec(compile(policy.source, policy.filename, "exec"), namespace)
-        cls = namespace.get(policy.name)
+        exec(compile(policy.source, policy.filename, "exec"), vars(module))
+        cls = vars(module).get(policy.name)
         if not isinstance(cls, type):
             raise PolicyError(f"the source of {policy.name} defines no class of that name")
         missing = [name for name in slot.methods if not callable(getattr(cls, name, None))]

@@ -1,7 +1,7 @@
 """Every public coroutine of a handle has a ``_sync`` twin, so that a notebook, a script and a REPL can all use it.
 
-Inspired by ipyparallel's ``_async.py``, with two differences. The twin is declared, one line under its coroutine, so that
-type checkers and editors see its signature:
+Inspired by ipyparallel's ``_async.py``, with two differences. The twin is declared, one line under its coroutine, so
+that type checkers and editors see its signature:
 
     class FsHandle(SyncTwins):
         async def read(self, path: str) -> bytes: ...
@@ -9,7 +9,8 @@ type checkers and editors see its signature:
 
 And both forms go through a :class:`Runner`, which decides where the coroutine runs: in the process world on the one
 background loop of this interpreter, in the simulated world on the loop of virtual time. A subclass may override the
-coroutine; the twin it inherits calls the override. A public coroutine without a twin is an error where the class is made.
+coroutine; the twin it inherits calls the override. A public coroutine without a twin is an error where its class is
+made.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def sync_twin(
 
     def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         # By name: a subclass may have overridden the coroutine.
-        return self._runner.run_sync(getattr(self, function.__name__)(*args, **kwargs))
+        coroutine: Coroutine[Any, Any, T] = getattr(self, function.__name__)(*args, **kwargs)
+        return self._runner.run_sync(coroutine)
 
     return cast("Callable[Concatenate[S, P], T]", _describe(twin, function))
 
@@ -93,7 +95,9 @@ def _describe(twin: Any, function: Any) -> Any:
     twin.__signature__ = inspect.signature(function)
     twin.__name__ = f"{function.__name__}_sync"
     twin.__qualname__ = f"{function.__qualname__}_sync"
-    twin.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nBlocks until it is done; the same as ``{function.__name__}``."
+    twin.__doc__ = (
+        f"{inspect.cleandoc(function.__doc__ or '')}\n\nBlocks until it is done; the same as ``{function.__name__}``."
+    )
     # An abstract coroutine makes its class abstract; its twin has nothing to be filled in.
     twin.__dict__.pop("__isabstractmethod__", None)
     return twin

@@ -185,7 +185,7 @@ def _check(value: Value) -> None:
             elif isinstance(item, (list, tuple)):
                 deeper.extend(item)
             elif isinstance(item, int) and not INT_MIN <= item <= INT_MAX:
-                raise BadRequest(f"an integer of {item.bit_length()} bits; at most 64 can be stored")
+                raise BadRequest("an integer of the value is not within -2^63 to 2^64 - 1")
             elif isinstance(item, float) and math.isnan(item):
                 raise BadRequest("not a number (NaN) cannot be stored: it does not even equal itself")
             elif item is not None and not isinstance(item, (bool, int, float, str, bytes, bytearray, memoryview)):

@@ -1,1 +1,5 @@
-"""The fault vocabulary."""
+"""Faults: their vocabulary."""
+
+from gostore.faults.vocabulary import NO_FAULT, Fault, Faults, Link, LinkFault, NodeLike
+
+__all__ = ["NO_FAULT", "Fault", "Faults", "Link", "LinkFault", "NodeLike"]

@@ -7,23 +7,25 @@ done once: ``python -m gostore.launch.zygote`` imports the node and then forks a
 which takes milliseconds and shares the imported memory. (The standard library's forkserver keeps its caller's process
 group and standard input, so an interrupt in a notebook would reach the nodes; hence our own.)
 
-Who tells it what. Its owner, the client process, writes one JSON object per line to its standard input; answers and events
-are lines on its standard output:
+Who tells it what. Its owner, the client process, writes one JSON object per line to its standard input; answers and
+events are lines on its standard output:
 
-    {"id": 1, "do": "bind", "node": "n1", "host": "127.0.0.1", "tcp": 0, "udp": 0, "rest": 0}  ->  {"id": 1, "ports": {...}}
+    {"id": 1, "do": "bind", "node": "n1", "host": "127.0.0.1", "tcp": 0, "udp": 0, "rest": 0}
+                                                                ->  {"id": 1, "ports": {"tcp": 40123, ...}}
     {"id": 2, "do": "start", "node": "n1", "config": {...}}     ->  {"id": 2, "pid": 4711}
     {"id": 3, "do": "signal", "node": "n1", "signal": 9}        ->  {"id": 3}
     {"id": 4, "do": "release", "node": "n1"}                    ->  {"id": 4}      (bound sockets that are not wanted)
     {"event": "hello"}   {"event": "ready", "node": "n1", ...}   {"event": "failed", "node": "n1", "error": [...]}
     {"event": "exit", "node": "n1", "pid": 4711, "status": -9}   (negative: the signal that ended it)
 
-Ports. ``bind`` comes before ``start``: the real ports are known before any node runs, and no other process can take one in
-between. The child inherits its sockets; the zygote and the other children close theirs, so that a killed node's port
+Ports. ``bind`` comes before ``start``: the real ports are known before any node runs, and no other process can take one
+in between. The child inherits its sockets; the zygote and the other children close theirs, so that a killed node's port
 refuses connections as it should.
 
 Who ends when. Nothing may outlive the owner, however it ends:
   * the zygote's standard input reaches its end, or the owner's process is gone (a pidfd tells; a fork of the owner may
-    hold the pipe open for ever): the zygote kills its children (SIGKILL ends a stopped one too), waits for them, and exits;
+    hold the pipe open for ever): the zygote kills its children (SIGKILL ends a stopped one too), waits for them, and
+    exits;
   * the zygote itself is killed: the kernel kills the children (PR_SET_PDEATHSIG; the race with a parent that is already
     dead is closed by looking at the parent afterwards). Where there is no such call, each child has a thread that waits
     for the end of a pipe whose other end only the zygote holds.
@@ -78,7 +80,7 @@ class Child:
 
 
 class Zygote:
-    """The process that forks. ``commands`` and ``answers`` are descriptors; ``owner``: the process id to outlive never."""
+    """The process that forks. ``commands`` and ``answers`` are descriptors; ``owner``: the process never to outlive."""
 
     def __init__(self, entry: Entry, commands: int, answers: int, owner: int) -> None:
         self._entry = entry
@@ -231,13 +233,13 @@ class Zygote:
         """In the child: become a process of its own, run the node, never return."""
         status = STATUS_CRASHED
         try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             os.dup2(log, 1)
             os.dup2(log, 2)
             keep = [0, 1, 2, ready_fd, self._life_read, *(bound.fileno() for bound in sockets.values())]
             _close_all_but(keep)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.set_wakeup_fd(-1)
             die_with_parent(self._pid, self._life_read)
             gc.enable()
             status = self._entry(NodeConfig.from_dict(config), sockets, ready_fd)
@@ -311,7 +313,8 @@ def _bind_one(node: str, name: str, host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise ConfigError(f"{node}: host = {host!r}: {error.strerror or error}; expected an address of this machine") from None
+        what = error.strerror or error
+        raise ConfigError(f"{node}: host = {host!r}: {what}; expected an address of this machine") from None
     bound = socket.socket(family, kind)
     try:
         if kind is socket.SOCK_STREAM:

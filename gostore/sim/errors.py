@@ -6,7 +6,8 @@ from __future__ import annotations
 class SimulationError(RuntimeError):
     """A run cannot go on or did not end; the message names seed and virtual time, and the node where there is one.
 
-    ``seed``, ``time_s`` (virtual seconds) and ``node`` are attributes, so that a harness can build its replay from them.
+    ``seed``, ``time_s`` (virtual seconds) and ``node`` are attributes, so that a harness can build its replay from
+    them.
     """
 
     def __init__(self, message: str, *, seed: int | str, time_s: float, node: str | None = None) -> None:

@@ -1,13 +1,12 @@
 """While a world steps, its thread gets virtual time, and neither threads, sockets nor unseeded randomness.
 
-Theory of operation
--------------------
-Nodes are given their clock, randomness and loop, but libraries (``logging``, aiohttp's ``Date`` header) reach for ``time``,
-and a mistake may reach for anything. So for as long as a world steps, the entry points are patched:
+Theory of operation ------------------- Nodes are given their clock, randomness and loop, but libraries (``logging``,
+aiohttp's ``Date`` header) reach for ``time``, and a mistake may reach for anything. So for as long as a world steps,
+the entry points are patched:
 
 * ``time.time()`` and its relatives return the running node's virtual time;
-* threads, processes, ``time.sleep``, entropy (``os.urandom``, ``uuid``, ``secrets``, an unseeded ``random.Random()``) and
-  the global random generator raise :class:`DeterminismError` with the stack of the call, and stop the run;
+* threads, processes, ``time.sleep``, entropy (``os.urandom``, ``uuid``, ``secrets``, an unseeded ``random.Random()``)
+  and the global random generator raise :class:`DeterminismError` with the stack of the call, and stop the run;
 * ``socket.socket()`` gives a :class:`~gostore.sim.sockets.SimSocket`, which the simulated loop can connect and which
   raises on any use of the operating system.
 
@@ -16,11 +15,13 @@ threads, another test) get the real thing, always. They are put in by the first 
 last, exception or not. The patched functions are made once, at import.
 
 Out of reach: ``datetime.now()`` and C extensions that read the clock on their own; names taken by ``from time import
-monotonic`` before (those of the libraries that we use are listed in ``_TAKEN``); reading files (imports and tracebacks do).
+monotonic`` before (those of the libraries that we use are listed in ``_TAKEN``); reading files (imports and tracebacks
+do).
 """
 
 from __future__ import annotations
 
+import _thread
 import functools
 import os
 import random
@@ -35,8 +36,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import _thread
 
 from gostore.sim.errors import DeterminismError
 
@@ -173,11 +172,8 @@ _real_seed = random.Random.seed
 _real_strftime = time.strftime
 _real_asctime = time.asctime
 
-_RANDOM_FUNCTIONS = (
-    "betavariate choice choices expovariate gammavariate gauss getrandbits getstate lognormvariate normalvariate "
-    "paretovariate randbytes randint random randrange sample seed setstate shuffle triangular uniform vonmisesvariate "
-    "weibullvariate"
-).split()
+_RANDOM_FUNCTIONS = [name for name in random.__all__ if callable(getattr(random, name)) and name[0].islower()]
+
 
 _ENTROPY = "entropy of the operating system (os.urandom, secrets, uuid); use env.rng"
 _THREADS = "a thread: its timing cannot be replayed; use a task"
@@ -208,9 +204,9 @@ def _patches() -> list[tuple[Any, str, Any]]:
     for clock in ("monotonic", "perf_counter", "process_time", "thread_time"):
         patches.append((time, clock, _virtual_time(getattr(time, clock), seconds)))
         patches.append((time, f"{clock}_ns", _virtual_time(getattr(time, f"{clock}_ns"), nanoseconds)))
-    for name in ("getrandom", "fork", "forkpty", "posix_spawn"):
+    for name, what in (("getrandom", _ENTROPY), ("fork", _PROCESSES), ("posix_spawn", _PROCESSES)):
         if hasattr(os, name):
-            patches.append((os, name, _forbidden(getattr(os, name), _ENTROPY if name == "getrandom" else _PROCESSES)))
+            patches.append((os, name, _forbidden(getattr(os, name), what)))
     for name in ("socketpair", "fromfd", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo"):
         what = f"socket.{name} asks the operating system; use the loop's own methods"
         patches.append((socket, name, _forbidden(getattr(socket, name), what)))

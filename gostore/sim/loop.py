@@ -12,17 +12,17 @@ runs ready callbacks one after the other, each at the time at which the processo
 empty or something else in the world is due first; then it leaves a wake-up in the heap. A node can therefore be
 overloaded, and the callbacks of several nodes interleave in the order of virtual time.
 
-*Identity.* What happens to a machine happens to its loop. A *paused* loop keeps collecting ready callbacks and runs none
-(a stopped process: its timers are late when it goes on). A *crashed* loop runs nothing ever again, accepts nothing, and
-keeps everything that it had: see ``_held``.
+*Identity.* What happens to a machine happens to its loop. A *paused* loop keeps collecting ready callbacks and runs
+none (a stopped process: its timers are late when it goes on). A *crashed* loop runs nothing ever again, accepts
+nothing, and keeps everything that it had: see ``_held``.
 
 *A crash runs nobody's finally.* A suspended coroutine that is garbage collected gets ``GeneratorExit`` and runs its
-``finally`` blocks: a dead node would act. Therefore a loop refers strongly to each of its unfinished tasks (asyncio itself
-does so only weakly, which on a real loop makes unreferenced tasks vanish at random), and after a crash to every callback it
-still had. When the world is closed :mod:`gostore.sim.graveyard` disposes of them without running them.
+``finally`` blocks: a dead node would act. Therefore a loop refers strongly to each of its unfinished tasks (asyncio
+itself does so only weakly, which on a real loop makes unreferenced tasks vanish at random), and after a crash to every
+callback it still had. When the world is closed :mod:`gostore.sim.graveyard` disposes of them without running them.
 
-*Order.* asyncio keeps tasks in sets (``asyncio.wait``, task groups), which iterate by hash; here tasks and futures hash by
-order of creation instead of by address. A task's default name is numbered per world, not per process.
+*Order.* asyncio keeps tasks in sets (``asyncio.wait``, task groups), which iterate by hash; here tasks and futures
+hash by order of creation instead of by address. A task's default name is numbered per world, not per process.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gostore.sim import guard
 from gostore.sim.clock import SimClock
+from gostore.sim.handles import SimHandle, SimTimer
 from gostore.sim.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -65,53 +66,6 @@ class Processor:
     def __post_init__(self) -> None:
         if self.callback_s < 0 or self.byte_s < 0:
             raise ValueError(f"{self}: service times cannot be negative")
-
-
-class SimHandle:
-    """A scheduled callback, as ``asyncio.Handle``."""
-
-    __slots__ = ("_args", "_callback", "_cancelled", "_context")
-
-    cancelled_timer = False
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True
-
-    def cancelled(self) -> bool:
-        return self._cancelled
-
-
-class SimTimer(SimHandle):
-    """A callback for a moment, as ``asyncio.TimerHandle``."""
-
-    __slots__ = ("_scheduler", "_when", "cancelled_timer")
-
-    def __init__(
-        self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], context: Context, scheduler: Scheduler
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._cancelled = False
-        self.cancelled_timer = False
-        self._when = when
-        self._scheduler: Scheduler | None = scheduler  # while it is in the heap
-
-    def cancel(self) -> None:
-        if not self._cancelled:
-            self._cancelled = True
-            if self._scheduler is not None:
-                self.cancelled_timer = True
-                self._scheduler.timer_cancelled()
-
-    def when(self) -> float:
-        return self._when
 
 
 class SimTask(asyncio.Task[Any]):
@@ -182,7 +136,9 @@ class SimLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.scheduler.now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Any:
         handle = SimHandle(callback, args, copy_context() if context is None else context)
         if self.dead:
             handle._cancelled = True
@@ -193,15 +149,21 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._arm()
         return handle
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Any:
         if self.scheduler.running and not guard.inside():
             raise RuntimeError(f"{self!r}: another thread cannot call into a simulated world; it would not be replayed")
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Any:
         return self.call_at(self.scheduler.now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Any:
         scheduler = self.scheduler
         handle = SimTimer(when, callback, args, copy_context() if context is None else context, scheduler)
         if self.dead:
@@ -226,7 +188,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             return
         self._ready.append(handle)
         if not self._armed:
-            if self._free_at <= self.scheduler.now:
+            # Never inside another node's callback, which may have called into the world (a fault, a harness).
+            if self._free_at <= self.scheduler.now and not self.scheduler.busy:
                 self._armed = True
                 self._spin(self._token)
             else:
@@ -240,10 +203,18 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Run ready callbacks, each when the processor is free, until something else in the world comes first."""
         if token != self._token or self.paused or self.dead:
             return
-        scheduler, ready, index = self.scheduler, self._ready, self.index
-        heap, trace = scheduler._heap, scheduler.trace
+        scheduler = self.scheduler
         if scheduler.current is not self:
             self._enter()
+        scheduler.busy = True
+        try:
+            self._run_ready(token)
+        finally:
+            scheduler.busy = False
+
+    def _run_ready(self, token: int) -> None:
+        scheduler, ready, index = self.scheduler, self._ready, self.index
+        heap, trace = scheduler._heap, scheduler.trace
         callback_s = self.processor.callback_s
         while ready:
             handle = ready.popleft()
@@ -365,6 +336,15 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Keep something of a crashed node from being collected, so that no finalizer of it runs."""
         self._held.append(thing)
 
+    def dispose(self) -> None:
+        """The world is over: let go of everything. Nothing runs of it, because it was silenced before."""
+        self.dead = True
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._tasks.clear()
+        self._ready.clear()
+        self._held.clear()
+
     # -- errors that nobody caught
 
     def _callback_failed(self, handle: SimHandle, error: BaseException) -> None:
@@ -432,12 +412,16 @@ class SimLoop(asyncio.AbstractEventLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """There is no executor."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> NoReturn:
         guard.forbid(f"run_in_executor({getattr(func, '__qualname__', func)}): a thread's timing cannot be replayed")
 
     # -- the network
 
-    async def create_datagram_endpoint(self, protocol_factory: Any, local_addr: Any = None, remote_addr: Any = None, **options: Any) -> Any:
+    async def create_datagram_endpoint(
+        self, protocol_factory: Any, local_addr: Any = None, remote_addr: Any = None, **options: Any
+    ) -> Any:
         return await self.host.net.create_datagram_endpoint(self, protocol_factory, local_addr, remote_addr, **options)
 
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:

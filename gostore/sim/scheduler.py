@@ -14,13 +14,13 @@ Reproducible means: a function of the seed alone. What could break it is taken a
 * randomness: :meth:`Scheduler.rng` derives one stream per purpose from the seed, so that another draw for one purpose
   does not disturb the others;
 * real time, threads, sockets, entropy: :mod:`gostore.sim.guard` patches them while the world steps;
-* the garbage collector: it runs finalizers (``finally`` blocks of dropped generators, ``__del__``) whenever its counters
-  say so, and those depend on what else the process did. While the world steps it is off, and is run by us after a
-  fixed number of callbacks;
+* the garbage collector: it runs finalizers (``finally`` blocks of dropped generators, ``__del__``) whenever its
+  counters say so, and those depend on what else the process did. While the world steps it is off, and is run by us
+  after a fixed number of callbacks;
 * addresses: tasks and futures hash by their order of creation (:mod:`gostore.sim.loop`).
 
-Stepping happens inside :meth:`Scheduler.drive`; between two calls the world stands still. ``drive`` may be called inside
-a running event loop (a notebook cell): the outer loop and its current task are put aside and restored.
+Stepping happens inside :meth:`Scheduler.drive`; between two calls the world stands still. ``drive`` may be called
+inside a running event loop (a notebook cell): the outer loop and its current task are put aside and restored.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ Entry = tuple[float, int, Callable[[Any], None], Any]
 class Scheduler:
     """The clock, the heap, the random streams and the trace of one world.
 
-    ``seed`` is any integer or string; ``trace`` receives everything that happens (see :class:`~gostore.sim.trace.Trace`).
+    ``seed`` is any integer or string; ``trace`` receives everything that happens (see
+    :class:`~gostore.sim.trace.Trace`).
     """
 
     __slots__ = (
@@ -69,8 +70,10 @@ class Scheduler:
         "_collect_all_at",
         "_collect_at",
         "_heap",
+        "_library_random",
         "_order",
         "_seq",
+        "busy",
         "cancelled",
         "count",
         "count_stop",
@@ -97,12 +100,14 @@ class Scheduler:
         self.loops: list[SimLoop] = []
         self.current: SimLoop | None = None
         self.running = False
+        self.busy = False  # a node's callback is running
         self.dead = False
         self.halted = False
         self.predicate: Callable[[], bool] | None = None
         self.failure: BaseException | None = None
         self.cancelled = 0
         self._heap: list[Entry] = []
+        self._library_random: random.Random | None = None
         self._seq = 0
         self._order = 0
         self._collect_at = COLLECT_YOUNG_EVERY
@@ -114,6 +119,13 @@ class Scheduler:
         """A new random stream for one purpose: a function of the seed and that name only."""
         digest = hashlib.sha256(f"{self.seed}\0{purpose}".encode()).digest()
         return random.Random(int.from_bytes(digest[:16], "big"))
+
+    @property
+    def library_random(self) -> random.Random:
+        """The stream for libraries that would use the process's global generator."""
+        if self._library_random is None:
+            self._library_random = self.rng("libraries")
+        return self._library_random
 
     def at(self, when: float, function: Callable[[Any], None], argument: Any = None) -> None:
         """Call ``function(argument)`` at virtual time ``when``, or now if that has passed."""
@@ -172,8 +184,8 @@ class Scheduler:
         count_max: int | None = None,
         predicate: Callable[[], bool] | None = None,
     ) -> None:
-        """Step until virtual time ``until``, for ``count_max`` callbacks, until ``predicate()`` holds (it is tried after
-        every callback), until :meth:`halt`, or until nothing is left to do; whichever comes first.
+        """Step until virtual time ``until``, for ``count_max`` callbacks, until ``predicate()`` holds (it is tried
+        after every callback), until :meth:`halt`, or until nothing is left to do; whichever comes first.
 
         Raises the error given to :meth:`fail`, :class:`DeterminismError` above all, and :class:`SimulationError` when
         the world is closed or is stepping already.
@@ -264,5 +276,3 @@ class Scheduler:
     def clear(self) -> None:
         """Forget all that is scheduled; part of closing a world."""
         self._heap.clear()
-
-

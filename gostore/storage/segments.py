@@ -47,7 +47,7 @@ searched for the mark. User data cannot pass for evidence, as the mark is random
 
 Types of records: ``ENTRY`` adds an entry to a group. ``SUFFIX`` voids its entries from ``index`` on, ``PREFIX`` drops
 those below. ``COPY`` repeats an entry whose segment is about to be deleted. ``OUTLINE`` stands at the head of a
-segment, one per group: what the group holds in the segments before (see :mod:`gostore.storage.groups`), so that the
+segment, one per group: what the group holds in the segments before (see :mod:`gostore.storage.index`), so that the
 older segments may go and the loss of one that may not is noticed. ``SYNCED`` is the evidence described above.
 """
 

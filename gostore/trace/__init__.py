@@ -1,1 +1,5 @@
-"""The journal: what happened, queryable."""
+"""The journal of events."""
+
+from gostore.trace.journal import Gap, Journal
+
+__all__ = ["Gap", "Journal"]

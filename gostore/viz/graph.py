@@ -9,9 +9,10 @@ The snapshot (``testbed.snapshot()``) is a plain dictionary of JSON values:
 ``running``           false once it was stopped
 ``epoch``             of the newest view; ``master``: name or ``None``; ``replicas``, ``shards``: numbers;
                       ``placement``: the name of the placement class; ``world``: ``processes`` or ``simulated``
-``nodes``             in launch order, each ``name``, ``state`` and, as far as known, ``alive``, ``paused``, ``suspect``
-                      (who suspects it), ``stale``, ``roles``, ``epoch``, ``incarnation``, ``address``, ``rest``, ``pid``,
-                      ``shards`` (led), ``shards_held``, ``chunks``, ``bytes``, ``counters`` (cumulative)
+``nodes``             in launch order, each ``name``, ``state`` and, as far as known, ``alive``, ``paused``,
+                      ``suspect`` (who suspects it), ``stale``, ``roles``, ``epoch``, ``incarnation``, ``address``,
+                      ``rest``, ``pid``, ``shards`` (led), ``shards_held``, ``chunks``, ``bytes``, ``counters``
+                      (cumulative)
 ``arcs``              ``[start, end, owners]``: tokens as 16 hex digits, start <= token < end, preference list
 ``links``             what is not an ordinary link: ``from``, ``to``, ``blocked``, ``drop``, ``delay_s``; also ``rates``
 ``repair``            ``active``, ``missing`` (chunks with too few copies), ``copied`` (since this repair began)

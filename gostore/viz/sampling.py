@@ -1,8 +1,8 @@
 """Thousands of events a second, ten to twenty updates: what each update tells.
 
 Pure: events and snapshots go in, plain dictionaries come out; no clock, no thread. Between two updates the
-:class:`Sampler` counts messages per link and kind (the picture animates a few of them and widens the link by the count),
-hands everything readable to the :class:`~gostore.viz.ticker.Ticker`, and keeps every change of state. :class:`Gauges`
+:class:`Sampler` counts messages per link and kind (the picture animates a few and widens the link by the count), hands
+everything readable to the :class:`~gostore.viz.ticker.Ticker`, and keeps every change of state. :class:`Gauges`
 turns cumulative counters into rates over the last minute.
 """
 
@@ -26,7 +26,9 @@ CLIENT: Final = "client"
 """Everybody who is no node stands at one place."""
 
 # Functions by which nodes copy what they hold to each other, by service.
-_REPLICATION: Final = {"db": ("replicate", "append", "catch_up", "sync"), "fs": ("chunk_put", "chunk_get")}
+_REPLICATION: Final = {"db": ("replicate", "append", "catch_up", "sync"), "chunks": ("put", "get")}
+# The view's own questions are not what it shows.
+_WATCHING: Final = ("admin", "journal")
 
 
 class Sampler:
@@ -44,9 +46,9 @@ class Sampler:
         self.events += 1
         data = event.data
         match event.kind:
-            case "recv":
+            case "recv" if data["service"] not in _WATCHING:
                 self._count(data["from"], event.node, kind_of(data["service"], data["function"]))
-            case "drop":
+            case "drop" if data["peer"]:
                 self._count(event.node, data["peer"], "drop")
             case "chunk_copied":
                 self._count(data["source"], event.node, "copy")
@@ -143,13 +145,12 @@ def _counts(snapshot: Mapping[str, Any]) -> dict[tuple[str, int, str], int]:
     }
 
 
-def apply_states(snapshot: dict[str, Any], events: list[Event]) -> bool:
-    """Bring a snapshot up to date with what nodes published since; says whether anything changed.
+def apply_states(snapshot: dict[str, Any], events: list[Event]) -> dict[str, Any]:
+    """The snapshot, brought up to date with what nodes published since; the same object when nothing changed.
 
     The picture then changes at once, and the next snapshot confirms it.
     """
-    nodes: dict[str, dict[str, Any]] = {node["name"]: node for node in snapshot["nodes"]}
-    before = {name: (node.get("state"), tuple(node.get("suspect", ()))) for name, node in nodes.items()}
+    nodes: dict[str, dict[str, Any]] = {node["name"]: dict(node) for node in snapshot["nodes"]}
     master, epoch = snapshot.get("master"), snapshot.get("epoch", 0)
     for event in events:
         data = event.data
@@ -165,11 +166,8 @@ def apply_states(snapshot: dict[str, Any], events: list[Event]) -> bool:
                 epoch = data["epoch"]
             case "master" if data["epoch"] >= epoch:
                 master, epoch = data["member"], data["epoch"]
-    changed = (master, epoch) != (snapshot.get("master"), snapshot.get("epoch", 0)) or any(
-        before[name] != (node.get("state"), tuple(node.get("suspect", ()))) for name, node in nodes.items()
-    )
-    snapshot["master"], snapshot["epoch"] = master, epoch
-    return changed
+    found = {**snapshot, "nodes": list(nodes.values()), "master": master, "epoch": epoch}
+    return snapshot if found == {"master": None, "epoch": 0, **snapshot} else found
 
 
 def with_traffic(picture: Picture, gauges: Gauges, ticker: Ticker) -> Picture:

@@ -2,18 +2,19 @@
 
 A *picture* is a dictionary of JSON values, ready to be drawn: names, words, colours, places in -1..1; the front end
 formats nothing and knows nothing of clusters. The *ring* stands apart, because it is large and changes with the epoch
-only: ``{"owners": [id...], "arcs": [[start, width, first, second...]...]}`` with places as parts of a turn and owners as
-indices. (JavaScript has no 64-bit integers: tokens end here.)
+only: ``{"owners": [id...], "arcs": [[start, width, first, second...]...]}`` with places as parts of a turn and owners
+as indices. (JavaScript has no 64-bit integers: tokens end here.)
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gostore.viz.graph import circle, look_of, turn_of, width_of
-from gostore.viz.palette import colors
+from gostore.viz.palette import OKABE_ITO, colors
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -76,19 +77,20 @@ def graph_picture(graph: nx.Graph, *, layout: str = "auto", title: str = "") -> 
 
     Node attributes that are drawn: ``label``, ``color`` (CSS colour, or a number: one colour per number), ``state``
     (text under the label), ``look`` (as :func:`gostore.viz.graph.look_of`), ``pos`` (x, y); all others are listed when
-    the node is selected. Edge attributes: ``color``, ``width`` (pixels), ``label``, ``dashed``. ``layout``: ``ring`` puts
-    the nodes on a circle in their order, ``spring`` is networkx's force layout with a fixed seed, ``auto`` takes the
-    nodes' ``pos``, else ``ring`` up to eight nodes, else ``spring``. Raises ``ValueError`` for another layout.
+    the node is selected. Edge attributes: ``color``, ``width`` (pixels), ``label``, ``dashed``. ``layout``: ``ring``
+    puts the nodes on a circle in their order, ``spring`` is networkx's force layout with a fixed seed, ``auto`` takes
+    the nodes' ``pos``, else ``ring`` up to eight nodes, else ``spring``. Raises ``ValueError`` for another layout.
     """
     names = list(graph)
-    ids = _ids(names)
-    places = _places(graph, names, layout)
+    ids = node_ids(names)
+    places, sprung = _places(graph, names, layout)
     tints = _tints([graph.nodes[name].get("color") for name in names])
     nodes = [
         _plain_node(ids[name], graph.nodes[name], place, tint)
         for name, place, tint in zip(names, places, tints, strict=True)
     ]
     edges = list(graph.edges(data=True))
+    tint_of = dict(zip(names, tints, strict=True))
     return {
         "mode": "graph",
         "title": title or str(graph.graph.get("name", "")) or "Graph",
@@ -98,7 +100,11 @@ def graph_picture(graph: nx.Graph, *, layout: str = "auto", title: str = "") -> 
         "status": "live",
         "chips": [],
         "nodes": nodes,
-        "links": [_edge(ids[a], ids[b], data, graph.is_directed()) for a, b, data in edges[:NODE_EDGES_MAX]],
+        "stretch": sprung,
+        "links": [
+            _edge(ids[a], ids[b], data, directed=graph.is_directed(), tint=tint_of[a])
+            for a, b, data in edges[:NODE_EDGES_MAX]
+        ],
         "summary": [],
         "gauges": [],
         "ticker": [],
@@ -185,9 +191,9 @@ def _node_facts(data: Mapping[str, Any], look: str, master: bool) -> list[list[s
     facts = [["state", _state_word(data, look) + (" · master" if master and look != "gone" else "")]]
     if data.get("suspect"):
         facts.append(["suspected by", ", ".join(data["suspect"])])
-    for key in ("incarnation", "epoch", "address", "rest", "pid"):
-        if data.get(key) is not None:
-            facts.append([{"rest": "REST", "pid": "process"}.get(key, key), str(data[key])])
+    plain = ("incarnation", "epoch", "address", "rest", "pid")
+    words = {"rest": "REST", "pid": "process"}
+    facts += [[words.get(key, key), str(data[key])] for key in plain if data.get(key) is not None]
     if "shards" in data:
         facts.append(["leads shards", ", ".join(str(shard) for shard in data["shards"]) or "none"])
     if "shards_held" in data:
@@ -246,7 +252,7 @@ def _link(a: Hashable, b: Hashable, data: Mapping[str, Any]) -> dict[str, Any]:
 # -- any graph
 
 
-def _ids(names: Sequence[Hashable]) -> dict[Hashable, str]:
+def node_ids(names: Sequence[Hashable]) -> dict[Hashable, str]:
     """A text for each node; ``repr`` where two nodes read the same (1 and "1")."""
     texts: dict[str, int] = {}
     for name in names:
@@ -254,18 +260,26 @@ def _ids(names: Sequence[Hashable]) -> dict[Hashable, str]:
     return {name: str(name) if texts[str(name)] == 1 else repr(name) for name in names}
 
 
-def _places(graph: nx.Graph, names: Sequence[Hashable], layout: str) -> list[tuple[float, float]]:
+def _places(graph: nx.Graph, names: Sequence[Hashable], layout: str) -> tuple[list[tuple[float, float]], bool]:
+    """Where the nodes stand, and whether a force layout put them there."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout = {layout!r}: allowed are {', '.join(LAYOUTS)}")
     given = [graph.nodes[name].get("pos") for name in names]
     if layout == "auto" and names and all(pos is not None for pos in given):
-        return _fit([(float(pos[0]), float(pos[1])) for pos in given])
+        return _fit([(float(pos[0]), float(pos[1])) for pos in given]), False
     if layout == "ring" or (layout == "auto" and len(names) <= 8) or len(names) < 2:
-        return circle(len(names))
+        return circle(len(names)), False
     import networkx as nx
 
-    found = nx.spring_layout(graph, seed=1)
-    return _fit([(float(found[name][0]), float(found[name][1])) for name in names])
+    found = nx.spring_layout(graph, seed=1, k=1.6 / math.sqrt(len(names)))
+    xs, ys = ([float(found[name][axis]) for name in names] for axis in (0, 1))
+    return list(zip(_spread(xs), _spread(ys), strict=True)), True
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """Moved and scaled to fill -1..1."""
+    low, high = min(values), max(values)
+    return [(2 * value - low - high) / ((high - low) or 1.0) for value in values]
 
 
 def _fit(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -279,16 +293,15 @@ def _fit(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _tints(given: Sequence[Any]) -> list[str]:
-    """CSS colours as they are, numbers as members of the palette; a node without one takes its own."""
+    """CSS colours as they are, numbers as members of the palette, blue without either: colours that differ mean it."""
     numbers = sorted({value for value in given if isinstance(value, int)})
     by_number = dict(zip(numbers, colors(len(numbers)), strict=True))
-    own = colors(len(given))
     tints = []
-    for i, value in enumerate(given):
+    for value in given:
         if isinstance(value, int):
             tints.append(by_number[value])
         else:
-            tints.append(value if isinstance(value, str) and _COLOR.fullmatch(value) else own[i])
+            tints.append(value if isinstance(value, str) and _COLOR.fullmatch(value) else OKABE_ITO[0])
     return tints
 
 
@@ -307,16 +320,17 @@ def _plain_node(node_id: str, data: Mapping[str, Any], place: tuple[float, float
     }
 
 
-def _edge(a: str, b: str, data: Mapping[str, Any], directed: bool) -> dict[str, Any]:
-    color = data.get("color")
-    # The edges of a cluster's graph say how much of the ring two nodes share: their width does, too.
-    width = data.get("width", 1.0 + 12 * data["share"] if "share" in data else 1.5)
+def _edge(a: str, b: str, data: Mapping[str, Any], *, directed: bool, tint: str) -> dict[str, Any]:
+    color, width = data.get("color"), data.get("width")
+    if width is None and "share" in data:
+        # The edges of a cluster's graph tell whose keys go where: the first owner's colour, as wide as their share.
+        color, width = color or tint, 0.5 + 16 * data["share"]
     return {
         "a": a,
         "b": b,
         "look": "edge",
         "color": color if isinstance(color, str) and _COLOR.fullmatch(color) else "",
-        "width": min(max(float(width), 0.5), 12.0) if isinstance(width, int | float) else 1.5,
+        "width": round(min(max(float(width), 0.5), 12.0), 2) if isinstance(width, int | float) else 1.5,
         "dashed": bool(data.get("dashed")),
         "label": str(data.get("label", "")),
         "directed": directed,

@@ -48,8 +48,10 @@ def svg_of(picture: Picture, ring: Mapping[str, Any] | None = None, *, stable: b
         _text(MARGIN_PX, 30, title, size=15, weight=600),
     ]
     middle = (MARGIN_PX + RING_PX / 2, 42 + MARGIN_PX / 2 + RING_PX / 2)
-    places = node_places(picture, middle, RING_PX / 2)
-    parts += _ring(ring or {}, picture, middle)
+    # Names stand outside a large ring: it leaves them room.
+    radius = RING_PX / 2 - (18 if len(picture["nodes"]) >= ON_RING_MIN else 0)
+    places = node_places(picture, middle, radius, ringed=bool(ring and ring["arcs"]))
+    parts += _ring(ring or {}, picture, middle, radius)
     parts += _links(picture, places)
     parts += _nodes(picture, places, stable=stable)
     if full:
@@ -57,18 +59,21 @@ def svg_of(picture: Picture, ring: Mapping[str, Any] | None = None, *, stable: b
     return "".join([*parts, "</svg>"])
 
 
-def node_places(picture: Picture, middle: tuple[float, float], radius: float) -> dict[str, tuple[float, float, float]]:
+def node_places(
+    picture: Picture, middle: tuple[float, float], radius: float, *, ringed: bool
+) -> dict[str, tuple[float, float, float]]:
     """Where each node is drawn and how large: (x, y, radius)."""
     nodes = picture["nodes"]
-    if picture["mode"] == "cluster":
+    ringed = ringed or picture["mode"] == "cluster"
+    if ringed:
         on_ring = len(nodes) >= ON_RING_MIN
         reach = radius - BAND_PX / 2 if on_ring else radius * 0.68
     else:
         on_ring, reach = False, radius * 0.88
     gap = 2 * math.pi * reach / max(len(nodes), 1)
     disc = min(26.0, gap * (0.3 if on_ring else 0.38)) if len(nodes) > 1 else 26.0
-    if picture["mode"] == "graph":
-        disc = max(7.0, min(24.0, 0.9 * radius / math.sqrt(len(nodes) or 1) * 0.6))
+    if not ringed:
+        disc = max(6.0, min(24.0, 0.42 * radius / math.sqrt(len(nodes) or 1)))
     return {
         node["id"]: (middle[0] + node["x"] * reach, middle[1] + node["y"] * reach, round(disc, 1)) for node in nodes
     }
@@ -76,7 +81,8 @@ def node_places(picture: Picture, middle: tuple[float, float], radius: float) ->
 
 def arc_path(middle: tuple[float, float], inner: float, outer: float, start: float, width: float) -> str:
     """A piece of the ring band; ``start`` and ``width`` in turns, 0 at the top, clockwise."""
-    width = min(width, 0.99999)
+    # A whole turn would end where it starts, and not be drawn.
+    width = min(width, 0.9995)
     large = 1 if width > 0.5 else 0
     (x1, y1), (x2, y2) = _at(middle, outer, start), _at(middle, outer, start + width)
     (x3, y3), (x4, y4) = _at(middle, inner, start + width), _at(middle, inner, start)
@@ -101,9 +107,9 @@ def _at(middle: tuple[float, float], radius: float, turn: float) -> tuple[float,
     return middle[0] + radius * math.sin(2 * math.pi * turn), middle[1] - radius * math.cos(2 * math.pi * turn)
 
 
-def _ring(ring: Mapping[str, Any], picture: Picture, middle: tuple[float, float]) -> list[str]:
+def _ring(ring: Mapping[str, Any], picture: Picture, middle: tuple[float, float], outer: float) -> list[str]:
     tints = {node["id"]: node["color"] for node in picture["nodes"]}
-    outer, inner = RING_PX / 2, RING_PX / 2 - BAND_PX
+    inner = outer - BAND_PX
     paths: dict[int, list[str]] = {}
     for start, width, owner in merged(ring.get("arcs", ())):
         # A gap of half a pixel between neighbours, unless the piece is hardly wider itself.
@@ -161,6 +167,7 @@ def _edge(link: Mapping[str, Any], start: tuple[float, float], end: tuple[float,
 
 def _nodes(picture: Picture, places: Mapping[str, tuple[float, float, float]], *, stable: bool) -> list[str]:
     out = []
+    on_ring = picture["mode"] == "cluster" and len(places) >= ON_RING_MIN
     for node in picture["nodes"]:
         x, y, radius = places[node["id"]]
         look, color = node["look"], node["color"]
@@ -169,7 +176,7 @@ def _nodes(picture: Picture, places: Mapping[str, tuple[float, float, float]], *
             f'<g data-node={quoteattr(node["id"])} data-look="{look}">'
             f"<title>{escape(node['label'])}{': ' + escape(node['state']) if node['state'] else ''}</title>"
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{PAPER}" '
-            f'stroke="{GONE if look == "gone" else color}" stroke-width="{1.8 if look == "gone" else 3.5 if radius > 12 else 2.5}"'
+            f'stroke="{GONE if look == "gone" else color}" stroke-width="{_stroke_px(look, radius)}"'
             f"{f' stroke-dasharray={quoteattr(dash)}' if dash else ''}/>"
         )
         if node["master"] and not stable:
@@ -177,13 +184,23 @@ def _nodes(picture: Picture, places: Mapping[str, tuple[float, float, float]], *
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius + 5:g}" fill="none" stroke="{color}" '
                 f'stroke-dasharray="1.5 3"/>'
             )
-        out += _label(node, x, y, radius)
+        out += _label(node, x, y, radius, on_ring=on_ring)
         out.append("</g>")
     return out
 
 
-def _label(node: Mapping[str, Any], x: float, y: float, radius: float) -> list[str]:
+def _stroke_px(look: str, radius: float) -> float:
+    if look == "gone":
+        return 1.8
+    return 3.5 if radius > 12 else 2.5
+
+
+def _label(node: Mapping[str, Any], x: float, y: float, radius: float, *, on_ring: bool) -> list[str]:
     ink = MUTED if node["look"] == "gone" else INK
+    if on_ring:
+        side = "middle" if abs(node["x"]) < 0.3 else "start" if node["x"] > 0 else "end"
+        x, y = x + node["x"] * (radius + 5), y + node["y"] * (radius + 10) + 4
+        return [_text(x, y, node["label"], size=11, color=ink, anchor=side)]
     if len(node["label"]) * 7 > 2 * radius - 4:
         # Too long for the disc: beside it, if it is a disc of its own size at all.
         return [_text(x, y - radius - 4, node["label"], size=11, color=ink, anchor="middle", halo=True)]

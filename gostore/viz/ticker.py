@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from gostore.core.events import Event
+from gostore.core.events import KINDS, Event
 from gostore.core.stamps import stamp_wall_ms
 from gostore.viz.scene import clock, plural, size
 
@@ -36,6 +36,7 @@ SILENT: Final = (
     "chunk_collected",
     "view",
 )
+SHOWN: Final = tuple(kind for kind in KINDS if kind not in SILENT)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import pytest
 from gostore.comm import Call, Endpoint, Reply, remote, service
 from gostore.config import CommConfig
 from gostore.core.address import Address
+from gostore.core.errors import NotFound
 from gostore.core.events import Event
 from gostore.env import Env, RealClock
 
@@ -69,8 +70,6 @@ class Echo:
 
     @remote
     async def fail(self, call: Call, what: str) -> None:
-        from gostore.core.errors import NotFound
-
         self._count("fail")
         if what == "bug":
             raise RuntimeError("a bug")
@@ -78,12 +77,12 @@ class Echo:
 
     @remote
     async def pass_on(self, call: Call, chain: list[str], key: str) -> list[str]:
-        """Redirects along a chain: the first of ``chain`` is asked with this very request."""
+        """Redirects along a chain of names; the last one answers."""
         self._count(key)
-        for name in chain:
-            if name != call.endpoint.name and f"{key}@{name}" not in self.ran:
-                self._count(f"{key}@{name}")
-                call.redirect(name)
+        me = call.endpoint.name
+        rest = chain[chain.index(me) + 1 :] if me in chain else chain
+        if rest:
+            call.redirect(rest[0])
         return [call.endpoint.name, call.source]
 
     @remote
@@ -186,10 +185,3 @@ def run_net() -> Callable[[Callable[[Net], Coroutine[Any, Any, None]]], None]:
         asyncio.run(asyncio.wait_for(main(), 60))
 
     return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when ``condition`` holds; it is looked at in every turn of the loop."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 class Change(NamedTuple):
     """At ``index`` the value ``previous`` (None: absent) was replaced; locked for it since ``prepared``."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed here
     prepared: int
     container: str
     key: str

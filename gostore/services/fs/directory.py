@@ -166,12 +166,17 @@ class Tree:
 
     async def find(self, path: str) -> Header:
         """The header of a file or directory. Raises ``NotFound``, ``NotADirectory``."""
+        return (await self.find_home(path))[0]
+
+    async def find_home(self, path: str) -> tuple[Header, str]:
+        """The header, and the id of the directory that it is in (that of the root is in the root)."""
         names = self.parts(path)
         await self.ready()
         if not names:
             own = await self._kv.get(ENTRIES, own_key(ROOT_ID))
-            return Header(paths.ROOT, _mtime(own), directory_id=ROOT_ID)
-        return (await self._find(names))[1]
+            return Header(paths.ROOT, _mtime(own), directory_id=ROOT_ID), ROOT_ID
+        directory_id, header, _ = await self._find(names)
+        return header, directory_id
 
     async def find_local(self, path: str, local: Callable[[str, str], Versioned | None]) -> Header | None:
         """What ``local(container, key)`` (this node's own replica, None where it holds none) has of the entry."""
@@ -199,7 +204,7 @@ class Tree:
 
         return await self._retry(attempt, names)
 
-    async def list(self, path: str, start: str = "", limit: int = LIST_LIMIT_MAX) -> Listing:
+    async def children(self, path: str, start: str = "", limit: int = LIST_LIMIT_MAX) -> Listing:
         """Entries of a directory by name, from ``start`` on (what the page before gave as ``next_start``).
 
         Raises ``NotFound``, ``NotADirectory``, and ``BadRequest`` for a limit out of 1 to :data:`LIST_LIMIT_MAX`.
@@ -402,7 +407,7 @@ class Tree:
     # --- the way from the root
 
     async def _walk(self, names: tuple[str, ...], *, create: bool = False) -> str:
-        """The id of the directory at ``names``. Raises ``NotFound``, ``NotADirectory``; ``Conflict`` on a stale cache."""
+        """The id of the directory at ``names``. Raises ``NotFound``, ``NotADirectory``, ``Conflict`` (stale cache)."""
         directory_id = ROOT_ID
         for depth, name in enumerate(names, 1):
             known = self._links.get((directory_id, name))

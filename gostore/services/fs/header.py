@@ -36,8 +36,8 @@ DEFAULT_TYPE: Final = "application/octet-stream"
 TYPE_SIZE_BYTES_MAX: Final = 255
 # RFC 9110, sections 5.6.2 and 8.3.1: type "/" subtype *( OWS ";" OWS name "=" value ). Nothing that could end a line
 # of an HTTP header gets through.
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*')
+_WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TYPE = re.compile(rf'{_WORD}/{_WORD}([ \t]*;[ \t]*{_WORD}=({_WORD}|"[ !#-\[\]-~]*"))*')
 
 
 def check_type(text: str) -> str:

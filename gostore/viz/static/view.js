@@ -53,7 +53,7 @@ const pairKey = (a, b) => (a < b ? `${a}\n${b}` : `${b}\n${a}`);
 const px = (number) => number.toFixed(1);
 
 function arcPath(x, y, inner, outer, start, width) {
-  width = Math.min(width, 0.99999);
+  width = Math.min(width, 0.9995); // a whole turn would end where it starts, and not be drawn
   const large = width > 0.5 ? 1 : 0;
   const [x1, y1] = at(x, y, outer, start);
   const [x2, y2] = at(x, y, outer, start + width);
@@ -164,19 +164,22 @@ class Stage {
 
     const count = this.nodes.size;
     const cluster = this.mode === "cluster";
-    this.onRing = cluster && count >= ON_RING_MIN;
+    const ringed = cluster || this.ring.arcs.length > 0;
+    this.onRing = ringed && count >= ON_RING_MIN;
     this.cx = this.width / 2;
     this.cy = this.height / 2;
     // Outside the ring: the mark of what moved, and on a large ring the names.
     this.svg.classList.toggle("gs-many", cluster && count > MESH_MAX);
     this.outer = Math.min(this.width, this.height) / 2 - (this.onRing ? 34 : 18);
-    const reach = this.onRing ? this.outer - BAND / 2 : cluster ? this.outer * 0.68 : this.outer * 0.9;
+    const reach = this.onRing ? this.outer - BAND / 2 : ringed ? this.outer * 0.68 : this.outer - 24;
+    // A force layout has no shape to keep: it takes the room there is.
+    const [reachX, reachY] = this.stretch ? [this.width / 2 - 42, this.height / 2 - 42] : [reach, reach];
     this.gap = (2 * Math.PI * reach) / Math.max(count, 1);
     this.disc = Math.min(28, this.gap * (this.onRing ? 0.3 : 0.38));
-    if (!cluster) this.disc = Math.max(7, Math.min(26, (0.54 * this.outer) / Math.sqrt(count || 1)));
+    if (!ringed) this.disc = Math.max(6, Math.min(26, (0.42 * this.outer) / Math.sqrt(count || 1)));
     for (const node of this.nodes.values()) {
-      node.x = this.cx + node.data.x * reach;
-      node.y = this.cy + node.data.y * reach;
+      node.x = this.cx + node.data.x * reachX;
+      node.y = this.cy + node.data.y * reachY;
       node.r = this.disc;
       this.drawNode(node);
     }
@@ -195,6 +198,7 @@ class Stage {
 
   apply(picture) {
     this.mode = picture.mode;
+    this.stretch = picture.stretch === true;
     const before = [...this.nodes.keys()].join("\n");
     const known = new Set(picture.nodes.map((node) => node.id));
     for (const [id, node] of this.nodes) {
@@ -319,7 +323,7 @@ class Stage {
 
   // Inside the disc where it fits, outside the ring on a large one, below the disc otherwise.
   placeLabel({ data, parts, r }) {
-    const inside = data.label.length * 7.2 < 2 * r - 5;
+    const inside = !this.onRing && data.label.length * 7.2 < 2 * r - 5;
     const two = inside && r >= 23 && data.state.length * 5.7 < 2 * r - 1;
     const calm = data.look === "ok";
     let name = { x: 0, y: two ? 0 : 4, "text-anchor": "middle" };
@@ -335,7 +339,7 @@ class Stage {
       if (!two) state = { x: 0, y: r + 13, "text-anchor": "middle" };
     }
     const wanted = this.hovered === data.id || this.selected === data.id;
-    const crowded = !inside && this.gap < 26 && this.mode === "cluster";
+    const crowded = this.onRing ? this.gap < 26 : !inside && r < 9;
     put(parts.name, { ...name, visibility: crowded && calm && !wanted ? "hidden" : "inherit" });
     put(parts.state, { ...state, visibility: two || (!calm && !this.onRing) ? "inherit" : "hidden" });
     parts.state.classList.toggle("gs-outside", !two);
@@ -343,8 +347,7 @@ class Stage {
   }
 
   place(id) {
-    if (id === CLIENT) return { x: 86, y: 26, r: 4, data: { x: -1, y: -1 } };
-    return this.nodes.get(id);
+    return this.nodes.get(id) ?? (id === CLIENT ? { x: 86, y: 26, r: 4 } : undefined);
   }
 
   // -- ring
@@ -482,14 +485,14 @@ class Stage {
   }
 
   // A quadratic curve from disc to disc, bent towards the centre; on a large ring more, which bundles them.
-  curve(a, b) {
+  curve(a, b, aside = 0) {
     const [from, to] = [this.place(a), this.place(b)];
     if (!from || !to || from === to) return null;
     const bend = this.mode !== "cluster" || a === CLIENT || b === CLIENT ? 0 : this.onRing ? 0.75 : 0.14;
     const mx = (from.x + to.x) / 2;
     const my = (from.y + to.y) / 2;
-    const kx = mx + (this.cx - mx) * bend;
-    const ky = my + (this.cy - my) * bend;
+    const kx = mx + (this.cx - mx) * bend + (to.y - from.y) * aside;
+    const ky = my + (this.cy - my) * bend - (to.x - from.x) * aside;
     const first = Math.hypot(kx - from.x, ky - from.y) || 1;
     const last = Math.hypot(to.x - kx, to.y - ky) || 1;
     return [
@@ -539,8 +542,10 @@ class Stage {
   drawFixed() {
     const layer = this.layers.faults;
     layer.replaceChildren();
+    const pairs = new Set(this.fixed.map((edge) => `${edge.a}\n${edge.b}`));
     for (const edge of this.fixed) {
-      const curve = this.curve(edge.a, edge.b);
+      const both = edge.look === "edge" && edge.directed && pairs.has(`${edge.b}\n${edge.a}`);
+      const curve = this.curve(edge.a, edge.b, both ? 0.09 : 0);
       if (!curve) continue;
       const [x1, y1, kx, ky, x2, y2] = curve;
       const line = svg("path", { class: `gs-${edge.look}`, d: `M${px(x1)} ${px(y1)}Q${px(kx)} ${px(ky)} ${px(x2)} ${px(y2)}` });
@@ -685,8 +690,8 @@ class Gauges {
         tile.value = html("b", {});
         tile.most = html("span", { class: "gs-most" });
         const picture = svg("svg", { viewBox: "0 0 180 36", preserveAspectRatio: "none", "aria-hidden": "true" }, tile.area, tile.line);
-        const words = html("div", { class: "gs-tile-words" }, html("span", {}, gauge.label), tile.most, tile.value);
-        this.element.append(html("div", { class: "gs-tile", "data-gauge": gauge.id }, picture, words));
+        const words = html("div", { class: "gs-tile-words" }, html("span", {}, gauge.label), tile.value);
+        this.element.append(html("div", { class: "gs-tile", "data-gauge": gauge.id }, tile.most, picture, words));
         this.tiles.set(gauge.id, tile);
       }
       say(tile.value, gauge.text);
@@ -813,7 +818,8 @@ class View {
     this.status = html("span", { class: "gs-status" });
     this.pause = html("button", { class: "gs-button", "aria-pressed": "false", "aria-label": "Pause the picture" }, "Pause");
     this.pause.addEventListener("click", () => this.setPaused(!this.paused));
-    this.head = html("header", { class: "gs-head" }, this.title, this.facts, this.chips, this.status, this.pause);
+    const name = html("div", { class: "gs-title" }, this.title, this.facts);
+    this.head = html("header", { class: "gs-head" }, name, this.chips, this.status, this.pause);
   }
 
   buildAsk() {

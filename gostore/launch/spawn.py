@@ -1,0 +1,38 @@
+"""Starts the zygote. Imports little on purpose: this runs before anything else is loaded, so that both boot at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+NODE_ENTRY = "gostore.node:main_in_child"
+
+# The root of this very package comes first if it is not found anyway: a notebook may have it from a path of its own.
+_BOOT = (
+    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root); "
+    "from gostore.launch.zygote import main; main()"
+)
+
+
+def start_zygote(log: Path, *, entry: str = NODE_ENTRY, remove: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start the zygote in a session of its own and return at once.
+
+    ``log``: file for what it prints. ``remove``: directory that it removes when it ends. Raises ``OSError``.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    # -P: a `random.py` in the working directory is the user's, not ours. The user's own modules come last.
+    command = [sys.executable, "-P", "-c", _BOOT, root, f"--owner={os.getpid()}", f"--entry={entry}"]
+    if remove is not None:
+        command.append(f"--remove={remove}")
+    command.extend(f"--path={Path(place or '.').resolve()}" for place in sys.path if Path(place or ".").is_dir())
+    with open(log, "ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            bufsize=0,
+            start_new_session=True,
+        )

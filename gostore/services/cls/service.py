@@ -1,0 +1,693 @@
+"""Membership as a service: performs the effects of the pure cores, in one order for all who watch.
+
+Three cores work here: ``swim`` finds who does not answer, ``masters`` decides, ``gossip`` spreads what was decided. The
+view changes in two ways only, and both hold ``_lock``: the master *commits* an event (it is in the log and synced before
+it takes effect), and everybody *follows* (applies events in the order of their epochs, or adopts a whole view that is
+newer). Watchers are called synchronously then.
+
+All decisions of the master are committed by :meth:`ClsService._commit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from gostore.cluster import DEFAULT_POLICY, Member, MemberChange, NodeState, RingCache, RingSpec, View, Watchers
+from gostore.cluster import changes_between
+from gostore.comm import Call, Endpoint, remote, service
+from gostore.config import NodeConfig
+from gostore.core.address import Address
+from gostore.core.errors import (
+    AlreadyExists,
+    BadRequest,
+    Fenced,
+    GoStoreError,
+    NotOwner,
+    PolicyError,
+    Timeout,
+    Unavailable,
+)
+from gostore.core.slots import PolicySource
+from gostore.env import Env
+from gostore.services.cls import gossip, masters, swim
+from gostore.services.cls.admission import Admission, Patience, all_offline
+from gostore.services.cls.gossip import Gossip, Item
+from gostore.services.cls.history import History, reserve_incarnations
+from gostore.services.cls.masters import Dead, Depart, Install, Join, Master, NodeEvent, Request
+from gostore.services.cls.swim import Message, Rumour, Swim
+from gostore.storage import Wal
+
+REQUESTS_MAX: Final = 4096
+"""Requests that wait for the master's next event; more are refused as unavailable."""
+
+BATCH_MAX: Final = 256
+"""Requests decided together; bounds the size of an event."""
+
+ROLL_CALL_PERIODS: Final = 2
+"""The roll is called for this many probe periods: time for a second attempt."""
+
+ROLL_CALL_PAUSE_PERIODS: Final = 5
+"""Between two roll calls, when the first found no quorum."""
+
+LEAVE_TIMEOUT_S: Final = 60.0
+"""What a leaving node holds must have been given away by then."""
+
+
+@service("cls")
+class ClsService:
+    """One node's membership. Register it with the endpoint, call :meth:`start`; it is also comm's resolver.
+
+    ``policy``: the placement that a new cluster starts with, ``None`` for the default. ``cache``: shared by the nodes
+    of one process. ``rest_port`` and ``weight`` may be set before :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        endpoint: Endpoint,
+        wal: Wal,
+        config: NodeConfig,
+        policy: PolicySource | None = None,
+        *,
+        cache: RingCache | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.env = env
+        self.name = env.name
+        self.endpoint = endpoint
+        self.config = config
+        self.policy = policy
+        self.rest_port = 0
+        self.weight = 1.0
+        self.cache = cache or RingCache()
+        self.drains: list[Callable[[], Awaitable[None]]] = []
+        """Awaited by :meth:`leave` between leaving and left: what this node holds must be elsewhere then."""
+        tokens = config.ring.tokens_per_node
+        rings = {"global": RingSpec(config.ring.replicas, tokens), "masters": RingSpec(config.cls.masters_max, tokens)}
+        self.view = View(config.cluster, 0, {}, rings, None, 0, self.cache)
+        self.watchers = Watchers(self._watcher_failed)
+        self.is_member = False
+        """Whether this node is in its view, alive, in its present incarnation."""
+        self._history = History(wal)
+        self._admission = Admission(self, patience or Patience())
+        self._master = Master(
+            self.name,
+            expect=config.cls.expect,
+            expect_timeout_s=config.cls.expect_timeout_s,
+            masters_max=config.cls.masters_max,
+        )
+        self._tunables = swim.PROFILES[config.cls.profile]
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._requests: list[tuple[Request, asyncio.Future[int]]] = []
+        self._waiters: list[tuple[Callable[[View], bool], asyncio.Future[View]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._roll_call_s = 0.0
+        self._ceiling = 0
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._saved: View | None = None
+        self._ready = False
+        self._stopped = False
+        self._messages = 0
+
+    # Life
+
+    async def start(self) -> None:
+        """Return when this node is a member: joining, connecting or online (``node_ready`` tells the last).
+
+        Without anything saved and without contacts it starts a cluster. After a restart of the whole cluster it waits,
+        for as long as it takes, for a quorum of those who were online. Raises :class:`AlreadyExists` when the name is
+        taken, :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
+        """
+        now_s, rng = self.now_s(), self.env.rng
+        self._swim = Swim(self.name, self.endpoint.incarnation, self._tunables, rng, now_s)
+        self._gossip: Gossip[NodeEvent] = Gossip(self.name, gossip.PROFILES[self.config.cls.profile], rng)
+        self._ceiling = await reserve_incarnations(self.env, self.endpoint.incarnation)
+        self._saved = self._history.load(self.cache)
+        if self._saved is not None:
+            self._install(all_offline(self._saved), (), ())
+        self._busy["master"] = self.env.tasks.start(self._lead_forever(), name="cls-master")
+        self._arm()
+        await self._admission.enter(self._saved)
+
+    async def stop(self) -> None:
+        """End without a word: to the others this node is dead, and will be found so."""
+        self._stopped = True
+        self.is_member = False
+        for timer in (self._timer, self._alarm):
+            if timer is not None:
+                timer.cancel()
+        for task in tuple(self._busy.values()):
+            task.cancel()
+            await asyncio.wait([task])
+        error = Unavailable(f"{self.name} has stopped")
+        for future in [future for _, future in self._requests] + [future for _, future in self._waiters]:
+            if not future.done():
+                future.set_exception(error)
+        self._requests, self._waiters = [], []
+
+    async def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> None:
+        """Go for good: leave the rings, give away what is held (:attr:`drains`), and be forgotten.
+
+        Raises :class:`BadRequest` for the last online node, and what the master or a drain raises.
+        """
+        await self._depart(NodeState.LEAVING)
+        async with asyncio.timeout(timeout_s):
+            for drain in self.drains:
+                await drain()
+        await self._depart(NodeState.LEFT)
+
+    async def disconnect(self) -> None:
+        """Announce that this node stops and will be back: it leaves the rings now, not when it is found dead."""
+        await self._depart(NodeState.DISCONNECTING)
+
+    async def _depart(self, state: NodeState) -> None:
+        master = self._acting() or self.name
+        reply = await self.endpoint.call(master, "cls", "depart", self.incarnation, state.value)
+        await self.wait_view(lambda view: view.epoch >= reply.value, self.config.comm.timeout_s)
+
+    # What others in this node use
+
+    @property
+    def incarnation(self) -> int:
+        """This node's own: at least that of its endpoint, higher after refutations."""
+        return self._swim.incarnation
+
+    @property
+    def is_master(self) -> bool:
+        return self.is_member and self.view.master == self.name
+
+    def address(self, name: str) -> Address | None:
+        """comm's resolver: where a member is, the latest that is known; ``None`` for strangers and those who left."""
+        member = self.view.members.get(name)
+        return member.address if member is not None and member.state is not NodeState.LEFT else None
+
+    def suspected(self) -> list[str]:
+        """Members that are suspected here, or found dead and not yet declared so by the master."""
+        return sorted(self._swim.in_status(swim.SUSPECT, swim.DEAD)) if self.is_member else []
+
+    def statistics(self) -> dict[str, Any]:
+        """``messages`` sent by cls, the counts of both cores, the epoch and the rings built."""
+        found: dict[str, Any] = {"epoch": self.view.epoch, "messages": self._messages, "rings_built": self.cache.built}
+        if self._timer is not None:
+            found.update({f"swim_{key}": count for key, count in self._swim.counts.items()})
+            found.update({f"gossip_{key}": count for key, count in self._gossip.counts.items()})
+        return found
+
+    async def wait_view(self, predicate: Callable[[View], bool], timeout_s: float) -> View:
+        """The first view, from the present one on, for which ``predicate`` holds. Raises :class:`Timeout`."""
+        if predicate(self.view):
+            return self.view
+        future: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        entry = (predicate, future)
+        self._waiters.append(entry)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            states = ", ".join(f"{name} {member.state}" for name, member in self.view.members.items()) or "nobody"
+            raise Timeout(
+                f"{self.name} waited {timeout_s} s for a view; it is at epoch {self.view.epoch}: {states:.500}"
+            ) from None
+        finally:
+            if entry in self._waiters:
+                self._waiters.remove(entry)
+
+    async def set_placement(self, policy: PolicySource | None) -> int:
+        """Replace the placement of the global ring on all nodes, ``None``: by the default; the epoch from which it rules.
+
+        Raises :class:`PolicyError` when the class does not fit the slot; nothing changes then.
+        """
+        wire = (policy or DEFAULT_POLICY).to_wire()
+        master = self._acting() or self.name
+        epoch = int((await self.endpoint.call(master, "cls", "install_placement", wire)).value)
+        await self.wait_view(lambda view: view.epoch >= epoch, self.config.comm.timeout_s)
+        return epoch
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # Remote functions: membership
+
+    @remote
+    async def join(self, call: Call, address: list[Any], rest_port: int, incarnation: int, weight: float) -> list[Any]:
+        """A node asks to be a member; the answer is ``[master, view]``."""
+        self._at_master(call)
+        try:
+            where = Address.from_wire(address)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        if where.host in ("0.0.0.0", "::", ""):  # noqa: S104
+            # It listens everywhere; what others can reach is where its packets come from.
+            where = Address(call.source_address.host, where.tcp_port, where.udp_port)
+        join = Join(
+            name=call.source,
+            address=where,
+            rest_port=rest_port,
+            incarnation=incarnation,
+            weight=weight,
+            former_answers=await self._former_answers(call.source, where),
+        )
+        await self._decide(join)
+        return [self.name, self.view.to_wire()]
+
+    async def _former_answers(self, name: str, address: Address) -> bool:
+        """Whether the member that has this name already, elsewhere, is alive."""
+        former = self.view.members.get(name)
+        if former is None or not former.live or former.address == address:
+            return False
+        try:
+            to = Address(former.address.host, former.address.tcp_port, 0)
+            reply = await self.endpoint.call(to, "cls", "state", 0, 0, timeout_s=self._roll_call_timeout_s, attempts=2)
+        except GoStoreError:
+            return False
+        return isinstance(reply.value, dict) and reply.value.get("name") == name
+
+    @remote
+    async def depart(self, call: Call, incarnation: int, state: str) -> int:
+        """A member announces that it disconnects, leaves or has left; the answer is the epoch."""
+        self._at_master(call)
+        departures = (NodeState.DISCONNECTING, NodeState.LEAVING, NodeState.LEFT)
+        if state not in departures:
+            raise BadRequest(f"state = {state!r}: allowed are {', '.join(departures)}")
+        return await self._decide(Depart(call.source, incarnation, NodeState(state)))
+
+    @remote
+    async def install_placement(self, call: Call, policy: dict[str, Any]) -> int:
+        """Another placement for all, ``{"name", "source"}``; the answer is the epoch from which it rules."""
+        self._at_master(call)
+        try:
+            source = PolicySource.from_wire(policy)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        if source != DEFAULT_POLICY:
+            self.cache.placement_class(source)
+        return await self._decide(Install(source))
+
+    @remote
+    async def state(self, call: Call, epoch: int, digest: int) -> dict[str, Any]:
+        """How this node is, with its view when that is newer than (epoch, digest)."""
+        view = self.view if self.is_member else self._saved
+        newer = view is not None and view.version > (epoch, digest)
+        return {
+            "name": self.name,
+            "member": self.is_member,
+            "master": self._acting() if self.is_member else None,
+            "view": view.to_wire() if view is not None and newer else None,
+        }
+
+    @remote
+    async def roll_call(self, call: Call, epoch: int, digest: int) -> list[int]:
+        """The master asks who is there; the answer is the version of the view here."""
+        if not self.is_member:
+            raise Unavailable(f"{self.name} is not a member yet")
+        self._heard(call.source, epoch, digest)
+        return list(self.view.version)
+
+    # Remote functions: gossip and probes, one way
+
+    @remote
+    async def event(self, call: Call, items: list[Any]) -> None:
+        """Events of the master, ``[event, path]`` each."""
+        try:
+            parsed = [Item(NodeEvent.from_wire(event), tuple(map(str, path))) for event, path in items]
+        except (ValueError, TypeError) as error:
+            raise BadRequest(f"event: {error}") from None
+        async with self._lock:
+            received = self._gossip.receive(
+                call.source, parsed, self.view.version, len(self.view.members), self.now_s()
+            )
+            self._follow(received)
+        self._arm()
+
+    @remote
+    async def ping(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
+        self._probed(call.source, swim.PING, seq, "", epoch, digest, rumours)
+
+    @remote
+    async def ack(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
+        self._probed(call.source, swim.ACK, seq, "", epoch, digest, rumours)
+
+    @remote
+    async def ping_req(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any], target: str) -> None:
+        self._probed(call.source, swim.PING_REQ, seq, target, epoch, digest, rumours)
+
+    @remote
+    async def report(self, call: Call, name: str, incarnation: int) -> None:
+        """A member suspects another; told to the master directly, so that it need not wait for the rumour."""
+        self._detect(self._swim.hear(Rumour(name, swim.SUSPECT, incarnation), self.now_s()))
+        self._arm()
+
+    def _probed(
+        self, source: str, kind: str, seq: int, target: str, epoch: int, digest: int, rumours: list[Any]
+    ) -> None:
+        if self._stopped:
+            return
+        try:
+            message = Message(kind, seq, target, tuple(Rumour.from_wire(rumour) for rumour in rumours))
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        self._detect(self._swim.receive(source, message, self.now_s()))
+        self._heard(source, epoch, digest)
+        self._arm()
+
+    def _heard(self, source: str, epoch: int, digest: int) -> None:
+        self._gossip.heard(source, (epoch, digest), self.view.version, self.now_s())
+
+    # Effects of the detector and of gossip
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_s = self.now_s()
+        if self._swim.due_s <= now_s:
+            self._detect(self._swim.tick(now_s))
+        if self._gossip.due_s <= now_s:
+            live = [name for name, member in self.view.members.items() if member.live and name != self.name]
+            for effect in self._gossip.tick(live, now_s):
+                match effect:
+                    case gossip.Tell(to, items):
+                        self._cast(to, "event", [[item.event.to_wire(), list(item.path)] for item in items])
+                    case gossip.Pull(source):
+                        self._pull(source)
+        self._arm()
+
+    def _arm(self) -> None:
+        """One timer for both cores."""
+        if self._stopped:
+            return
+        due_s = min(self._swim.due_s, self._gossip.due_s)
+        if self._timer is None or due_s < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
+
+    def _cast(self, to: str, function: str, *args: Any) -> None:
+        self._messages += 1
+        self.endpoint.cast(to, "cls", function, *args)
+
+    def _detect(self, effects: Sequence[swim.Effect]) -> None:
+        events = self.env.events
+        for effect in effects:
+            match effect:
+                case swim.Send(to, message):
+                    rumours = [rumour.to_wire() for rumour in message.rumours]
+                    target = (message.target,) if message.kind == swim.PING_REQ else ()
+                    self._cast(to, message.kind, message.seq, *self.view.version, rumours, *target)
+                case swim.Suspected(name, incarnation, first_hand):
+                    events.publish("suspect", member=name, incarnation=incarnation)
+                    master = self._acting()
+                    if first_hand and master not in (None, self.name, name):
+                        self._cast(str(master), "report", name, incarnation)
+                case swim.Cleared(name, incarnation):
+                    events.publish("refute", member=name, incarnation=incarnation)
+                case swim.Refuted(incarnation):
+                    events.publish("refute", member=self.name, incarnation=incarnation)
+                    self._extend_incarnations()
+                case swim.Died():
+                    self._wake.set()
+
+    def _extend_incarnations(self) -> None:
+        if self._swim.incarnation + 1 >= self._ceiling - 1:
+            self._background("incarnations", self._reserve())
+
+    async def _reserve(self) -> None:
+        self._ceiling = await reserve_incarnations(self.env, self._swim.incarnation)
+
+    def _background(self, what: str, work: Any) -> None:
+        """Run something that must not run twice at a time."""
+        if self._stopped or what in self._busy:
+            work.close()
+            return
+        task = self._busy[what] = self.env.tasks.start(work, name=f"cls-{what}")
+        task.add_done_callback(lambda _: self._busy.pop(what, None))
+
+    # Following
+
+    def _follow(self, effects: Sequence[gossip.Deliver[NodeEvent] | gossip.Pull]) -> None:
+        """Under the lock: apply events in order, or ask for the whole."""
+        for effect in effects:
+            match effect:
+                case gossip.Deliver(event, path):
+                    changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
+                    self._history.append_event(event, view)
+                    self._install(view, changes, path)
+                    self._background("sync", self._history.sync())
+                case gossip.Pull(source):
+                    self._pull(source)
+
+    def _pull(self, source: str) -> None:
+        self._background("pull", self._pull_from(source))
+
+    async def _pull_from(self, source: str) -> None:
+        try:
+            reply = await self.endpoint.call(source, "cls", "state", *self.view.version)
+            if (wire := reply.value.get("view")) is not None:
+                await self.adopt(View.from_wire(wire, self.cache), source)
+        except (GoStoreError, ValueError, AttributeError) as error:
+            # The next probe that shows a newer view brings another source.
+            self.env.log.info("%s could not pull the state from %s: %s", self.name, source, error)
+
+    async def adopt(self, view: View, source: str) -> None:
+        """Take over a whole view, if it is newer than ours; ``source``: who gave it."""
+        async with self._lock:
+            if view.version <= self.view.version or view.cluster != self.view.cluster:
+                return
+            changes = changes_between(self.view, view)
+            self._history.append_view(view)
+            self._install(view, changes, (source, self.name))
+            self._follow(self._gossip.adopted(view.version, len(view.members), self.now_s()))
+            self._background("sync", self._history.sync())
+        self._arm()
+
+    def resume(self, saved: View) -> None:
+        """The view that was saved here, or by a peer, is the one to go on from. Nobody is told: the next event tells."""
+        if self._saved is None or saved.version > self._saved.version:
+            self._history.append_view(saved)
+            self._saved = saved
+        self.view = saved
+
+    def _install(self, view: View, changes: Sequence[MemberChange], path: Sequence[str]) -> None:
+        old, self.view = self.view, view
+        self.endpoint.epoch = view.epoch
+        self._judge_own(view.members.get(self.name))
+        for change in changes:
+            self._track(change.new)
+            if change.state_changed or change.old is None or change.old.incarnation != change.new.incarnation:
+                self.env.events.publish(
+                    "member", member=change.name, state=change.new.state.value, epoch=view.epoch, path=list(path)
+                )
+        self.env.events.publish("view", epoch=view.epoch, online=list(view.online))
+        if view.master != old.master and view.master is not None:
+            self.env.events.publish("master", member=view.master, epoch=view.epoch)
+        if view.policy != old.policy:
+            self._try_policy(view)
+        self.watchers.notify(old, view, changes)
+        if not self._ready and self.is_member and self.name in view.online:
+            self._ready = True
+            self.env.events.publish("node_ready", epoch=view.epoch)
+        self._tell_waiters()
+        self._wake.set()
+
+    def _track(self, member: Member) -> None:
+        """Keep the detector at what the view says."""
+        if member.name == self.name:
+            return
+        if member.live:
+            self._swim.add(member.name, member.incarnation)
+        else:
+            self._swim.remove(member.name, lost=member.state is NodeState.OFFLINE)
+            if member.state is NodeState.LEFT:
+                self.endpoint.forget(member.name)
+
+    def _judge_own(self, me: Member | None) -> None:
+        """Are we a member, in this life? One that was expelled joins again."""
+        was_member = self.is_member
+        ours = me is not None and me.live and me.address.tcp_port == self.endpoint.address.tcp_port
+        self.is_member = ours and me is not None and self.endpoint.incarnation <= me.incarnation <= self.incarnation
+        if not was_member or self.is_member:
+            return
+        if me is not None and me.live:
+            self.env.fatal(f"another node has taken the name {self.name}: it is at {me.address}")
+        elif me is None or me.state is NodeState.OFFLINE:
+            self.env.log.warning("%s was taken for dead; it joins again", self.name)
+            self._swim.rise(me.incarnation if me is not None else 0)
+            self._extend_incarnations()
+            self._background("rejoin", self._rejoin())
+
+    async def _rejoin(self) -> None:
+        try:
+            await self._admission.again()
+        except (AlreadyExists, BadRequest) as error:
+            self.env.fatal(f"cannot join again: {error.message}")
+
+    def _try_policy(self, view: View) -> None:
+        name = view.policy.name if view.policy is not None else self.cache.default.__name__
+        try:
+            view.ring()
+        except PolicyError as error:
+            self.env.log.error("%s: %s", self.name, error)
+            self.env.events.publish("policy_failed", slot="placement", name=name, error=error.message)
+        else:
+            self.env.events.publish("policy_installed", slot="placement", name=name)
+
+    def _tell_waiters(self) -> None:
+        for predicate, future in tuple(self._waiters):
+            if not future.done() and predicate(self.view):
+                future.set_result(self.view)
+
+    def _watcher_failed(self, error: BaseException) -> None:
+        self.env.log.error("%s: a watcher of the view failed", self.name, exc_info=error)
+        self.env.events.publish("task_failed", task="watcher", error=f"{type(error).__name__}: {error}")
+
+    # Leading
+
+    def _acting(self) -> str | None:
+        """Who leads as seen from here."""
+        return masters.acting_master(self.view, self._swim.in_status(swim.DEAD))
+
+    def _at_master(self, call: Call) -> None:
+        """Only the master goes on; others send the request to it. Raises :class:`Unavailable` when there is none."""
+        if not self.is_member:
+            raise Unavailable(f"{self.name} is not a member yet; ask again later")
+        master = self._acting()
+        if master is None:
+            raise Unavailable("the cluster has no master now; ask again later")
+        if master != self.name:
+            call.redirect(master)
+
+    async def _decide(self, request: Request) -> int:
+        """Hand a request to the leader's loop; the epoch in which it holds. Raises what refuses it."""
+        if len(self._requests) >= REQUESTS_MAX:
+            raise Unavailable(f"{REQUESTS_MAX} requests wait for the master; ask again later")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._requests.append((request, future))
+        self._wake.set()
+        return await future
+
+    async def _lead_forever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._lead()
+            except GoStoreError as error:
+                self._refuse(error)
+
+    async def _lead(self) -> None:
+        """One round: who is dead, what was asked, who goes online."""
+        if not self.is_member or self._acting() != self.name:
+            owner = self._acting()
+            self._refuse(NotOwner(f"{self.name} is not the master", owner=owner))
+            return
+        dead = self._swim.in_status(swim.DEAD)
+        deaths = await self._call_the_roll(dead) if dead else []
+        async with self._lock:
+            if self.view.master != self.name and not any(death.name == self.view.master for death in deaths):
+                self._refuse(Unavailable(f"{self.name} may not lead yet: too few members answer; ask again later"))
+                return
+            await self._lead_on(deaths)
+        self._set_alarm(self._master.due_s(self.view))
+
+    async def _lead_on(self, deaths: list[Dead]) -> None:
+        """Commit event after event until nothing is left to decide."""
+        while deaths or self.is_master:
+            batch, self._requests = self._requests[:BATCH_MAX], self._requests[BATCH_MAX:]
+            requests: list[Request] = [*deaths, *(request for request, _ in batch)]
+            dead = self._swim.in_status(swim.DEAD)
+            plan = self._master.plan(self.view, requests, self.now_s(), dead)
+            if plan.event is not None:
+                try:
+                    await self._commit(plan.event)
+                except GoStoreError as error:
+                    _settle(batch, [error] * len(batch), 0)
+                    raise
+            _settle(batch, plan.refusals[len(deaths) :], self.view.epoch)
+            deaths = []
+            if plan.event is None and not self._requests:
+                return
+
+    async def _commit(self, event: NodeEvent) -> None:
+        """Under the lock: the one way in which a decision of the master takes effect."""
+        changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
+        self._history.append_event(event, view)
+        await self._history.sync()
+        self._install(view, changes, (self.name,))
+        self._gossip.publish(event, len(view.members), self.now_s())
+        self._arm()
+
+    async def commit_own(self, event: NodeEvent) -> None:
+        """The first event of a cluster, or of its new life, by the node that leads it.
+
+        Raises :class:`Fenced` when the view has changed meanwhile.
+        """
+        async with self._lock:
+            if not masters.fits(self.view, event):
+                raise Fenced(f"{self.name} is at epoch {self.view.epoch}; event {event.epoch} comes too late")
+            if self.view.epoch == 0:
+                self._history.append_view(self.view)
+            await self._commit(event)
+
+    async def _call_the_roll(self, dead: dict[str, int]) -> list[Dead]:
+        """Who of the dead may be declared so: nobody when those who answer are no quorum, or know better."""
+        if self.now_s() < self._roll_call_s:
+            self._set_alarm(self._roll_call_s)
+            return []
+        view = self.view
+        names = [name for name, member in view.members.items() if member.live and name != self.name]
+        answers = await asyncio.gather(*(self._roll(name, view) for name in names))
+        alive = {self.name: view.version}
+        alive.update({name: version for name, version in zip(names, answers, strict=True) if version is not None})
+        for name in dead:
+            if name in alive:
+                self._detect(self._swim.vouch(name))
+        latest = max(alive, key=lambda name: alive[name])
+        if alive[latest] > self.view.version:
+            self._pull(latest)
+        elif masters.has_quorum(view, alive):
+            return [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
+        else:
+            self.env.log.warning("%s sees %d of %d online members", self.name, len(alive), len(view.online))
+        self._roll_call_s = self.now_s() + ROLL_CALL_PAUSE_PERIODS * self._tunables.period_s
+        self._set_alarm(self._roll_call_s)
+        return []
+
+    @property
+    def _roll_call_timeout_s(self) -> float:
+        return ROLL_CALL_PERIODS * self._tunables.period_s
+
+    async def _roll(self, name: str, view: View) -> tuple[int, int] | None:
+        try:
+            reply = await self.endpoint.call(
+                name, "cls", "roll_call", *view.version, timeout_s=self._roll_call_timeout_s, attempts=2
+            )
+            epoch, digest = reply.value
+            return int(epoch), int(digest)
+        except (GoStoreError, ValueError, TypeError):
+            return None
+
+    def _set_alarm(self, when_s: float | None) -> None:
+        """Look again at this time, if nothing wakes the leader before."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if when_s is not None and not self._stopped:
+            self._alarm = asyncio.get_running_loop().call_at(when_s, self._wake.set)
+
+    def _refuse(self, error: GoStoreError) -> None:
+        refused, self._requests = self._requests, []
+        _settle(refused, [error] * len(refused), 0)
+
+
+def _settle(
+    batch: Sequence[tuple[Request, asyncio.Future[int]]], refusals: Sequence[GoStoreError | None], epoch: int
+) -> None:
+    for (_, future), refusal in zip(batch, refusals, strict=True):
+        if future.done():
+            continue
+        if refusal is None:
+            future.set_result(epoch)
+        else:
+            future.set_exception(refusal)

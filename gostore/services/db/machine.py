@@ -1,0 +1,389 @@
+"""The state machine of one shard: what the entries of its log mean.
+
+Pure and deterministic: ``apply(command, index)`` depends on the commands before it and on nothing else, so that every
+replica that applies the same log holds the same state, to the byte (:meth:`ShardMachine.digest`). It never raises for
+what a client may have sent; the outcome says what happened. Commands and outcomes are msgpack arrays:
+
+=========================================================  ============================================================
+command                                                    outcome
+=========================================================  ============================================================
+``["commit", request, reads, writes]``: a transaction of   ``["ok", index]``, ``["conflict", container, key, why,
+this shard alone                                           lock]``, ``["error", code, message]``, ``["dropped",
+                                                           container]``, ``["forgotten"]``
+``["begin", request, reads, writes, shards,                as above, with ``["begun", id]`` instead of ``["ok"]``;
+generation]``: the first shard of several validates,       ``["pending", id]`` when the request was repeated and the
+locks, and becomes their coordinator                       decision is not there yet
+``["prepare", id, shard, reads, writes]``: another shard   ``["ok", index]`` or a refusal as above
+validates and locks, on behalf of the coordinator
+``["decide", id, commit]``: at the coordinator the         ``["decided", commit, index]``: the one that stands
+decision itself, at the others its execution
+``["forget", id]``: every shard has executed it            ``["ok", index]``
+``["drop", container]``                                    ``["ok", index]``
+=========================================================  ============================================================
+
+Sessions. A request id is ``[client, sequence, repeated]``. The outcome of a request is kept and given again, so that a
+request that is in the log twice is executed once. Memory is bounded: per client the last
+:data:`SESSION_OUTCOMES_MAX` outcomes, and the :data:`SESSIONS_MAX` clients heard last; a *repeated* request whose
+outcome may have been dropped is refused as ``["forgotten"]`` and never guessed at.
+
+Two-phase commit (Gray, "Notes on Data Base Operating Systems", 1978; with logged participants and coordinator as in
+Corbett et al., "Spanner", OSDI 2012, section 4.2.1). A transaction's id is (coordinator shard, generation, index of its
+``begin``): no other ever has it. The decision is an entry of the coordinator's log; ``commit`` can only be decided
+while the ``begin`` is pending, and a decision is forgotten only after every shard has executed it. Hence a coordinator
+that does not know an id can answer "aborted" with certainty, and a pending one can be aborted by an entry of the log:
+no lock stays for ever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+from xxhash import xxh3_64
+
+from gostore.core.errors import Corrupt, GoStoreError, NotSupported
+from gostore.core.keyvalue import Read, path_from_wire, read_from_wire
+from gostore.services.db.mvcc import Row, Store
+from gostore.services.db.transaction import Clash, LockTable, Place, find_clash
+from gostore.services.db.values import evaluate
+
+SESSIONS_MAX: Final = 1024
+"""Clients remembered per shard. A client is a node, or a notebook that talks to one."""
+
+SESSION_OUTCOMES_MAX: Final = 512
+"""Outcomes kept per client and shard; more requests than this are not repeated so much later."""
+
+PREPARED_MAX: Final = 1024
+"""Transactions across shards that may hold locks in one shard; more are refused as a conflict."""
+
+DROPPED_MAX: Final = 4096
+"""Dropped containers remembered, so that a node that has not heard of it cannot write into one."""
+
+SNAPSHOT_FORMAT: Final = 1
+SNAPSHOT_PIECE_SIZE_BYTES: Final = 256 * 1024
+"""About this much is packed, sent and written at a time."""
+
+Outcome = list[Any]
+_ROW_OVERHEAD_BYTES: Final = 16
+
+
+def pack_command(command: Sequence[Any]) -> bytes:
+    packed: bytes = msgpack.packb(command, use_bin_type=True)
+    return packed
+
+
+def unpack_command(payload: bytes) -> list[Any]:
+    command: list[Any] = msgpack.unpackb(payload, raw=False)
+    return command
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A transaction across shards that passed validation here and holds its locks. ``values``: what it will write."""
+
+    coordinator: int
+    index: int
+    reads: list[Read]
+    values: dict[Place, bytes | None]
+
+
+@dataclass(slots=True)
+class Coordinated:
+    """A transaction that this shard coordinates; ``committed``: None while it is pending."""
+
+    shards: list[int]
+    request: list[Any] | None
+    index: int
+    committed: bool | None = None
+
+
+@dataclass(slots=True)
+class _Session:
+    outcomes: OrderedDict[int, Outcome] = field(default_factory=OrderedDict)
+    dropped: int = -1
+    """The greatest sequence number whose outcome was dropped."""
+
+
+class ShardMachine:
+    """See the page above. ``value_size_bytes_max`` must be the same on all nodes."""
+
+    def __init__(self, shard: int, value_size_bytes_max: int) -> None:
+        self.shard = shard
+        self.store = Store()
+        self.locks = LockTable()
+        self.prepared: dict[str, Prepared] = {}
+        self.coordinated: dict[str, Coordinated] = {}
+        self.applied = 0
+        self._value_size_bytes_max = value_size_bytes_max
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._sessions_dropped = False
+        self._dropped: OrderedDict[str, int] = OrderedDict()
+
+    # applying
+
+    def apply(self, command: Sequence[Any], index: int) -> Outcome:
+        """Execute one entry of the log; indices grow by one."""
+        self.applied = index
+        match command:
+            case ["commit", request, reads, writes]:
+                return self._once(request, index, lambda: self._commit(reads, writes, index))
+            case ["begin", request, reads, writes, shards, generation]:
+                return self._once(
+                    request, index, lambda: self._begin(request, reads, writes, shards, generation, index)
+                )
+            case ["prepare", transaction, coordinator, reads, writes]:
+                if transaction in self.prepared:
+                    return ["ok", self.prepared[transaction].index]
+                return self._prepare(transaction, coordinator, reads, writes, index)
+            case ["decide", transaction, commit]:
+                return self._decide(transaction, commit, index)
+            case ["forget", transaction]:
+                self.coordinated.pop(transaction, None)
+                return ["ok", index]
+            case ["drop", container]:
+                self._dropped[container] = index
+                while len(self._dropped) > DROPPED_MAX:
+                    self._dropped.popitem(last=False)
+                self.store.drop(container, index)
+                return ["ok", index]
+        # Every member runs the same format version; an entry that nobody can read must stop the shard, not be skipped.
+        raise Corrupt(f"shard {self.shard}: entry {index} is no command: {command!r:.100}")
+
+    def skip(self, index: int) -> None:
+        """An entry that is the replication's own."""
+        self.applied = index
+
+    def _once(self, request: Any, index: int, execute: Any) -> Outcome:
+        if request is None:
+            outcome: Outcome = execute()
+            return outcome
+        client, sequence, repeated = request
+        session = self._sessions.get(client)
+        if session is None:
+            if repeated and self._sessions_dropped:
+                return ["forgotten"]
+            session = self._sessions[client] = _Session()
+            if len(self._sessions) > SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+                self._sessions_dropped = True
+        self._sessions.move_to_end(client)
+        known = session.outcomes.get(sequence)
+        if known is not None:
+            return known
+        if repeated and sequence <= session.dropped:
+            return ["forgotten"]
+        outcome = execute()
+        # Whoever repeats a request that is being driven must wait for it, and not drive it a second time.
+        session.outcomes[sequence] = ["pending", outcome[1]] if outcome[0] == "begun" else outcome
+        while len(session.outcomes) > SESSION_OUTCOMES_MAX:
+            session.dropped = max(session.dropped, session.outcomes.popitem(last=False)[0])
+        return outcome
+
+    def outcome_of(self, client: str, sequence: int) -> Outcome | None:
+        """The outcome that is kept for a request."""
+        session = self._sessions.get(client)
+        return None if session is None else session.outcomes.get(sequence)
+
+    def _examine(self, reads: Any, writes: Any) -> tuple[list[Read], dict[Place, bytes | None]] | Outcome:
+        """The reads and the new values of a transaction that may commit now, or the refusal."""
+        try:
+            parsed = [read_from_wire(read) for read in reads]
+            places = [(container, key) for _, container, key, _, _ in writes]
+            for container in dict.fromkeys([read.container for read in parsed] + [place[0] for place in places]):
+                if container in self._dropped:
+                    return ["dropped", container]
+            clash = find_clash(self.store, self.locks, parsed, places)
+            if clash is not None:
+                return ["conflict", *clash]
+            values: dict[Place, bytes | None] = {}
+            for operation, container, key, path, operand in writes:
+                place = (container, key)
+                before = values[place] if place in values else self._packed(place)
+                values[place] = evaluate(before, operation, path_from_wire(path), operand, self._value_size_bytes_max)
+        except GoStoreError as error:
+            return ["error", error.code, error.message]
+        return parsed, values
+
+    def _packed(self, place: Place) -> bytes | None:
+        stored = self.store.current(*place)
+        return None if stored is None else stored.packed
+
+    def _commit(self, reads: Any, writes: Any, index: int) -> Outcome:
+        examined = self._examine(reads, writes)
+        if isinstance(examined, list):
+            return examined
+        for (container, key), packed in examined[1].items():
+            self.store.write(container, key, packed, index)
+        return ["ok", index]
+
+    # two-phase commit
+
+    def _begin(self, request: Any, reads: Any, writes: Any, shards: list[int], generation: int, index: int) -> Outcome:
+        transaction = f"{self.shard}.{generation}.{index}"
+        outcome = self._prepare(transaction, self.shard, reads, writes, index)
+        if outcome[0] != "ok":
+            return outcome
+        self.coordinated[transaction] = Coordinated(list(shards), request, index)
+        return ["begun", transaction]
+
+    def _prepare(self, transaction: str, coordinator: int, reads: Any, writes: Any, index: int) -> Outcome:
+        if len(self.prepared) >= PREPARED_MAX:
+            return ["conflict", *Clash("", "", f"{PREPARED_MAX} transactions across shards wait already", lock=True)]
+        examined = self._examine(reads, writes)
+        if isinstance(examined, list):
+            return examined
+        parsed, values = examined
+        self.locks.acquire(transaction, parsed, values)
+        self.prepared[transaction] = Prepared(coordinator, index, parsed, values)
+        return ["ok", index]
+
+    def _decide(self, transaction: str, commit: bool, index: int) -> Outcome:
+        coordinated = self.coordinated.get(transaction)
+        if coordinated is not None:
+            if coordinated.committed is not None:
+                return ["decided", coordinated.committed, index]
+            coordinated.committed = commit
+            self._settle_session(coordinated, index)
+        prepared = self.prepared.pop(transaction, None)
+        if prepared is None:
+            # A coordinator that forgot it, or a shard that executed it already (or refused to prepare).
+            return ["decided", commit and coordinated is not None, index]
+        self.locks.release(transaction)
+        if commit:
+            for (container, key), packed in prepared.values.items():
+                self.store.write(container, key, packed, index, prepared.index)
+        return ["decided", commit, index]
+
+    def _settle_session(self, coordinated: Coordinated, index: int) -> None:
+        if coordinated.request is None:
+            return
+        client, sequence, _ = coordinated.request
+        session = self._sessions.get(client)
+        if session is None or sequence not in session.outcomes:
+            return
+        if coordinated.committed:
+            session.outcomes[sequence] = ["ok", index]
+        else:
+            session.outcomes[sequence] = ["conflict", *Clash("", "", "was refused by another shard", lock=False)]
+
+    # snapshots
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The whole state as a stream of bounded pieces. It is that of this call, whatever is applied meanwhile."""
+        rows = {container: self.store.rows(container) for container in self.store.containers()}
+        header = ["header", SNAPSHOT_FORMAT, self.shard, self.applied, self._sessions_dropped]
+        small: list[list[Any]] = [["dropped", container, index] for container, index in self._dropped.items()]
+        small += [
+            ["session", client, session.dropped, list(session.outcomes.items())]
+            for client, session in self._sessions.items()
+        ]
+        small += [
+            [
+                "prepared", transaction, entry.coordinator, entry.index, [read.to_wire() for read in entry.reads],
+                [[*place, packed] for place, packed in entry.values.items()],
+            ]
+            for transaction, entry in self.prepared.items()
+        ]  # fmt: skip
+        small += [
+            ["coordinated", transaction, entry.shards, entry.request, entry.index, entry.committed]
+            for transaction, entry in self.coordinated.items()
+        ]
+        return _pieces(header, rows, small)
+
+    def digest(self) -> str:
+        """Of the whole state: equal on replicas that applied the same entries."""
+        hasher = xxh3_64()
+        for piece in self.snapshot():
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+
+def _pieces(header: list[Any], rows: dict[str, list[Row]], small: list[list[Any]]) -> Iterator[bytes]:
+    packer = msgpack.Packer(use_bin_type=True)
+    parts: list[bytes] = []
+    size = records = 0
+    for record in _records(header, rows, small):
+        parts.append(packer.pack(record))
+        records += 1
+        size += len(parts[-1])
+        if size >= SNAPSHOT_PIECE_SIZE_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    parts.append(packer.pack(["end", records]))
+    yield b"".join(parts)
+
+
+def _records(header: list[Any], rows: dict[str, list[Row]], small: list[list[Any]]) -> Iterator[list[Any]]:
+    yield header
+    yield from small
+    for container, all_rows in rows.items():
+        batch: list[Row] = []
+        size = 0
+        for row in all_rows:
+            batch.append(row)
+            size += len(row.key) + len(row.packed) + _ROW_OVERHEAD_BYTES
+            if size >= SNAPSHOT_PIECE_SIZE_BYTES:
+                yield ["rows", container, batch]
+                batch, size = [], 0
+        if batch:
+            yield ["rows", container, batch]
+
+
+class Restorer:
+    """Rebuilds a machine from the pieces of :meth:`ShardMachine.snapshot`, in their order."""
+
+    def __init__(self, shard: int, value_size_bytes_max: int) -> None:
+        self._machine = ShardMachine(shard, value_size_bytes_max)
+        self._records = 0
+        self._ended = False
+
+    def add(self, piece: bytes) -> None:
+        """Raises ``Corrupt`` for what is no piece of a snapshot of this shard, ``NotSupported`` for another format."""
+        unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=0)
+        unpacker.feed(piece)
+        try:
+            for record in unpacker:
+                self._take(record)
+        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            raise Corrupt(f"shard {self._machine.shard}: a snapshot cannot be read: {error}") from error
+
+    def finish(self) -> ShardMachine:
+        """The machine. Raises ``Corrupt`` when pieces are missing."""
+        if not self._ended:
+            raise Corrupt(f"shard {self._machine.shard}: the snapshot ends early")
+        self._machine.store.forget_history(self._machine.applied)
+        return self._machine
+
+    def _take(self, record: Any) -> None:
+        machine = self._machine
+        match record:
+            case ["header", int(version), int(shard), int(applied), bool(sessions_dropped)]:
+                if version != SNAPSHOT_FORMAT:
+                    raise NotSupported(f"snapshot format {version}: this node reads format {SNAPSHOT_FORMAT}")
+                if shard != machine.shard:
+                    raise ValueError(f"it is of shard {shard}")
+                machine.applied = applied
+                machine._sessions_dropped = sessions_dropped
+            case ["rows", str(container), [*rows]]:
+                machine.store.load(container, [Row(*row) for row in rows])
+            case ["dropped", str(container), int(index)]:
+                machine._dropped[container] = index
+            case ["session", str(client), int(dropped), [*outcomes]]:
+                machine._sessions[client] = _Session(OrderedDict((s, outcome) for s, outcome in outcomes), dropped)
+            case ["prepared", str(transaction), int(coordinator), int(index), [*reads], [*values]]:
+                parsed = [read_from_wire(read) for read in reads]
+                places = {(container, key): packed for container, key, packed in values}
+                machine.locks.acquire(transaction, parsed, places)
+                machine.prepared[transaction] = Prepared(coordinator, index, parsed, places)
+            case ["coordinated", str(transaction), [*shards], request, int(index), committed]:
+                machine.coordinated[transaction] = Coordinated(shards, request, index, committed)
+            case ["end", int(records)]:
+                if records != self._records:
+                    raise ValueError(f"{self._records} of {records} records are there")
+                self._ended = True
+            case _:
+                raise ValueError(f"unknown record {record!r:.100}")
+        self._records += 1

@@ -1,0 +1,340 @@
+"""Collection of chunks that nothing references, and the check of what is there.
+
+Why mark and sweep
+------------------
+A chunk may be shared: the same content in two files is one chunk. So whether it may go cannot be told from the file
+that lost it. An index "chunk -> files" in db would tell, but would have to change with every header, across as many
+shards as a file has chunks, and be repaired whenever it and the headers disagree. The headers are the truth; so they
+are read. One scan serves all deletions since the last, on all nodes; it costs a page of db for every few hundred files,
+and runs in the background at a bounded part of the time.
+
+Why it is right
+---------------
+Chunks are referenced by *headers* and by *intents* (writers announce chunks before they store or rely on them, see
+:mod:`.intents`). A collection, on whichever node, in this order:
+
+1. gives up the intents of dead writers (their headers can no longer be committed);
+2. takes a *mark* on each online node and the list of the chunks it holds;
+3. reads all intents, then all headers (linearizable reads): what they name is referenced;
+4. tells each node to remove, of the chunks listed, those not referenced and not touched since the mark.
+
+A chunk that some header names at the end was not removed: its writer's intent was committed before he touched any copy.
+If that was before (3) read the intents, the chunk was seen there, or the intent had been consumed, so its header was
+seen, for headers are read after intents and a consumption changes both at once. If it was later, the writer's touch
+came after the mark, and (4) spares the chunk. A crash of anybody leaves chunks at worst, and the next collection takes
+them. Nothing here reads a clock, and several collections may run at the same time.
+
+What a node that is not reached holds stays until a later collection: one runs whenever a node comes online that holds
+something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gostore.core.errors import Conflict, Corrupt, GoStoreError, TooLarge
+from gostore.core.keyvalue import Entry, KeyValue, PointRead, Write
+from gostore.env import Env
+from gostore.services.fs.chunks import KEYS_MAX, Peers, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.directory import ENTRIES, INTENTS, Tree
+from gostore.services.fs.header import Chunk, Header, chunks_from_value
+
+SCAN_PAGE: Final = 256
+"""Headers read at a time; with inline data about 1 MiB. Halved while a page is too large for a message."""
+NODE_TIMEOUT_S: Final = 10.0
+"""For one node to answer one question of a collection."""
+COLLECT_DELAY_S: Final = 0.2
+"""Pause between a wish and the collection, so that many deletions share one."""
+COLLECT_SHARE: Final = 4
+"""A collection that took t is followed by a pause of four times t: at most a fifth of the time goes into it."""
+COLLECT_RETRIES_MAX: Final = 8
+"""Attempts after a collection that did not reach everybody; the pause doubles from half a second."""
+COLLECT_RETRY_S: Final = 0.5
+NAMED_MAX: Final = 20
+"""Chunks that a check names of each kind; all are counted."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part."""
+
+    chunks: int = 0
+    bytes: int = 0
+    kept: int = 0
+    intents: int = 0
+    unreached: list[str] = field(default_factory=list)
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "chunks": self.chunks,
+            "bytes": self.bytes,
+            "kept": self.kept,
+            "intents": self.intents,
+            "unreached": self.unreached,
+        }
+
+
+class Collector:
+    """Collections and checks of one node, on wish or on demand."""
+
+    def __init__(self, env: Env, peers: Peers, cls: ViewSource, kv: KeyValue, tree: Tree) -> None:
+        self._env = env
+        self._peers = peers
+        self._cls = cls
+        self._kv = kv
+        self._tree = tree
+        self._wanted = asyncio.Event()
+        self._running = False
+        self.collections = 0
+        self.collected = 0
+
+    @property
+    def idle(self) -> bool:
+        """No collection runs here or is going to."""
+        return not self._wanted.is_set() and not self._running
+
+    def want(self) -> None:
+        """Something may have become collectable: collect soon."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Fulfil wishes until cancelled."""
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(COLLECT_DELAY_S)
+            self._running = True
+            try:
+                took_s = await self._collect_and_retry()
+            finally:
+                self._running = False
+            await asyncio.sleep(took_s * COLLECT_SHARE)
+
+    async def _collect_and_retry(self) -> float:
+        """A collection, repeated until everybody took part and nothing was in use; how long the last one took."""
+        loop = asyncio.get_running_loop()
+        took_s = 0.0
+        for attempt in range(COLLECT_RETRIES_MAX):
+            # Before it begins: a wish from now on may not be served by it.
+            self._wanted.clear()
+            begun_s = loop.time()
+            try:
+                done = await self.collect()
+                took_s = loop.time() - begun_s
+                if not done.unreached and not done.kept:
+                    break
+            except GoStoreError as error:
+                self._env.log.info("collection: %s", error)
+            await asyncio.sleep(COLLECT_RETRY_S * 2**attempt)
+        return took_s
+
+    # --- collecting
+
+    async def collect(self) -> Collected:
+        """Remove what nothing references, everywhere. Raises what db raises; then nothing was removed."""
+        done = Collected()
+        await self._tree.ready()
+        done.intents = await self._reap_intents()
+        nodes = self._cls.view.online
+        marks: dict[str, list[int]] = {}
+        held: dict[str, list[str]] = {}
+
+        async def look(node: str) -> None:
+            try:
+                reply = await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)
+                held[node] = await self._names(node)
+                marks[node] = reply.value
+            except GoStoreError:
+                done.unreached.append(node)
+
+        await gather_bounded([lambda node=node: look(node) for node in nodes])  # type: ignore[misc]
+        if any(held.values()):
+            referenced = await self._referenced()
+            for node in nodes:
+                if node in marks:
+                    loose = [key for key in held[node] if key not in referenced]
+                    await self._sweep(node, marks[node], loose, done)
+        self.collections += 1
+        self.collected += done.chunks
+        return done
+
+    async def _sweep(self, node: str, mark: Sequence[int], loose: list[str], done: Collected) -> None:
+        for first in range(0, len(loose), KEYS_MAX):
+            keys = loose[first : first + KEYS_MAX]
+            try:
+                reply = await self._peers.call(node, "chunks", "sweep", *mark, keys, timeout_s=NODE_TIMEOUT_S)
+            except GoStoreError:
+                done.unreached.append(node)
+                return
+            removed, size_bytes = reply.value
+            done.chunks += removed
+            done.bytes += size_bytes
+            done.kept += len(keys) - removed
+
+    async def _names(self, node: str) -> list[str]:
+        """The chunks that a node holds."""
+        found: list[str] = []
+        while True:
+            start = found[-1] + "0" if found else ""
+            reply = await self._peers.call(node, "chunks", "names", start, KEYS_MAX, timeout_s=NODE_TIMEOUT_S)
+            found += reply.value
+            if len(reply.value) < KEYS_MAX:
+                return found
+
+    async def _referenced(self) -> frozenset[str]:
+        """Chunks named by intents, then by headers: in this order, see the module."""
+        found: list[str] = []
+        async for entry in self._scan(INTENTS):
+            found += [chunk.key for chunk in _intent_chunks(entry)]
+        async for entry in self._scan(ENTRIES):
+            found += [chunk.key for chunk in _entry_chunks(entry)]
+        return frozenset(found)
+
+    async def _reap_intents(self) -> int:
+        """Give up the intents whose writers are gone; returns how many."""
+        by_node: dict[str, list[Entry]] = {}
+        async for entry in self._scan(INTENTS):
+            node = entry.value.get("node") if isinstance(entry.value, dict) else None
+            by_node.setdefault(str(node), []).append(entry)
+        reaped = 0
+        for node, entries in by_node.items():
+            for first in range(0, len(entries), KEYS_MAX):
+                some = entries[first : first + KEYS_MAX]
+                alive = await self._alive(node, [entry.key for entry in some])
+                for entry, works in zip(some, alive, strict=True):
+                    if not works:
+                        with contextlib.suppress(Conflict):  # consumed or extended after all
+                            await self._tree.commit(
+                                [PointRead(INTENTS, entry.key, entry.version)], [Write("delete", INTENTS, entry.key)]
+                            )
+                            reaped += 1
+        return reaped
+
+    async def _alive(self, node: str, keys: list[str]) -> Sequence[bool]:
+        if node not in self._cls.view.online:
+            return [False] * len(keys)
+        try:
+            reply = await self._peers.call(node, "chunks", "intents", keys, timeout_s=NODE_TIMEOUT_S)
+        except GoStoreError:
+            return [True] * len(keys)  # it may well work on them
+        answer: list[bool] = reply.value
+        return answer
+
+    async def _scan(self, container: str) -> AsyncIterator[Entry]:
+        """Everything in a container, page by page."""
+        start: str | None = ""
+        limit = SCAN_PAGE
+        while start is not None:
+            try:
+                page = await self._kv.scan(container, start=start, limit=limit)
+            except TooLarge:
+                if limit == 1:
+                    raise
+                limit //= 2
+                continue
+            for entry in page.entries:
+                yield entry
+            start = page.next_start
+
+    # --- checking
+
+    async def check(self) -> dict[str, Any]:
+        """Count what is there and what is wrong; exact while nobody writes.
+
+        ``lost``: chunks of files that no online node holds. ``under_replicated``: held by fewer owners than there are.
+        ``orphans``: chunks held somewhere that nothing references. ``dangling``: entries without their directory,
+        directories without a link. ``corrupt``: entries that cannot be read. ``unreached``: nodes that did not answer.
+        """
+        await self._tree.ready()
+        view = self._cls.view
+        holders: dict[str, list[str]] = {}
+        unreached: list[str] = []
+        for node in view.online:
+            try:
+                for key in await self._names(node):
+                    holders.setdefault(key, []).append(node)
+            except GoStoreError:
+                unreached.append(node)
+        intents = [entry async for entry in self._scan(INTENTS)]
+        announced = frozenset(chunk.key for entry in intents for chunk in _intent_chunks(entry))
+        census = Census()
+        async for entry in self._scan(ENTRIES):
+            census.add(entry)
+        lost = [key for key in census.chunks if key not in holders]
+        under = [
+            key
+            for key in census.chunks
+            if key in holders and any(owner not in holders[key] for owner in owners_of(view, key))
+        ]
+        orphans = [key for key in sorted(holders) if key not in census.chunks and key not in announced]
+        return {
+            "epoch": view.epoch,
+            **census.figures(),
+            "intents": len(intents),
+            "lost": len(lost),
+            "lost_chunks": lost[:NAMED_MAX],
+            "under_replicated": len(under),
+            "orphans": len(orphans),
+            "orphan_chunks": orphans[:NAMED_MAX],
+            "unreached": unreached,
+        }
+
+
+class Census:
+    """Counts the entries of the container ``fs``, and looks whether they hang together."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[str, int] = {}
+        self._files = 0
+        self._bytes = 0
+        self._corrupt = 0
+        self._own: dict[str, None] = {}
+        self._linked: dict[str, None] = {}
+        self._homes: dict[str, int] = {}
+
+    def add(self, entry: Entry) -> None:
+        directory_id, _, name = entry.key.partition("/")
+        if not name:
+            self._own[directory_id] = None
+            return
+        self._homes[directory_id] = self._homes.get(directory_id, 0) + 1
+        try:
+            header = Header.from_value(entry.key, entry.value)
+        except Corrupt:
+            self._corrupt += 1
+            return
+        if header.is_directory:
+            self._linked[header.directory_id] = None
+            return
+        self._files += 1
+        self._bytes += header.size
+        for chunk in header.chunks:
+            self.chunks[chunk.key] = chunk.size
+
+    def figures(self) -> dict[str, int]:
+        dangling = sum(count for directory_id, count in self._homes.items() if directory_id not in self._own)
+        dangling += sum(directory_id not in self._own for directory_id in self._linked)
+        dangling += sum(id_ not in self._linked for id_ in self._own if id_ != "root")
+        return {
+            "files": self._files,
+            "directories": len(self._own),
+            "bytes": self._bytes,
+            "chunks": len(self.chunks),
+            "corrupt": self._corrupt,
+            "dangling": dangling,
+        }
+
+
+def _entry_chunks(entry: Entry) -> tuple[Chunk, ...]:
+    """Raises ``Corrupt``: who cannot read a header does not know what it references, and must not collect."""
+    if entry.key.endswith("/"):
+        return ()
+    return Header.from_value(entry.key, entry.value).chunks
+
+
+def _intent_chunks(entry: Entry) -> tuple[Chunk, ...]:
+    listed = entry.value.get("chunks", []) if isinstance(entry.value, dict) else []
+    return chunks_from_value(entry.key, listed)

@@ -1,0 +1,69 @@
+"""One JupyterLab for all browser tests, and one Chromium for each."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parent.parent
+
+
+def load(path: Path) -> ModuleType:
+    name = f"gostore_tests_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def tools() -> ModuleType:
+    """:mod:`tests/browser/driver.py`; skips where there is no browser, unless ``GOSTORE_REQUIRE_BROWSER=1``."""
+    pytest.importorskip("selenium")
+    module = load(Path(__file__).parent / "driver.py")
+    if reason := module.missing():
+        if os.environ.get("GOSTORE_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"GOSTORE_REQUIRE_BROWSER=1, and {reason}")
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture(scope="session")
+def feed() -> ModuleType:
+    return load(TESTS / "viz" / "feed.py")
+
+
+@pytest.fixture
+def chromium(tools: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    with tools.chromium(tmp_path / "profile") as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def lab(tools: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """JupyterLab over a copy of the project's notebooks."""
+    lab = tools.Lab(tmp_path_factory.mktemp("lab"))
+    notebooks = TESTS.parent / "notebooks"
+    if notebooks.is_dir():
+        shutil.copytree(notebooks, lab.root, dirs_exist_ok=True)
+    try:
+        yield lab
+    finally:
+        lab.stop()

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gostore.core.errors import Corrupt, NotSupported
+from gostore.core.values import pack, unpack
+from gostore.services.db import machine as machine_module
+from gostore.services.db.machine import Restorer, ShardMachine, pack_command, unpack_command
+
+SIZE = 1 << 20
+
+
+def write(key: str, value: Any, operation: str = "set", path: tuple[Any, ...] = (), container: str = "c") -> list[Any]:
+    return [operation, container, key, list(path), pack(value, SIZE)]
+
+
+def point(key: str, version: int) -> list[Any]:
+    return ["p", "c", key, version]
+
+
+class Log:
+    """A machine and its log."""
+
+    def __init__(self) -> None:
+        self.machine = ShardMachine(0, SIZE)
+        self.commands: list[list[Any]] = []
+
+    def apply(self, *command: Any) -> list[Any]:
+        self.commands.append(unpack_command(pack_command(command)))
+        return self.machine.apply(self.commands[-1], self.machine.applied + 1)
+
+    def value(self, key: str) -> Any:
+        stored = self.machine.store.current("c", key)
+        return None if stored is None else unpack(stored.packed)
+
+
+keys = st.sampled_from(["a", "b", "c/1", "c/2"])
+requests = st.none() | st.tuples(st.sampled_from(["x", "y", "z"]), st.integers(0, 4), st.booleans()).map(list)
+reads = st.lists(
+    st.builds(point, keys, st.integers(0, 8))
+    | st.tuples(keys, st.integers(0, 3), st.integers(0, 8)).map(lambda t: ["r", "c", t[0], None, 0, t[1], t[2]]),
+    max_size=2,
+)
+some_writes = st.lists(
+    st.builds(write, keys, st.integers(0, 9), st.sampled_from(["set", "delete", "add"]), st.sampled_from([(), ("n",)])),
+    max_size=3,
+)
+ids = st.builds(lambda shard, index: f"{shard}.1.{index}", st.sampled_from([0, 7]), st.integers(1, 12))
+commands = st.one_of(
+    st.tuples(st.just("commit"), requests, reads, some_writes),
+    st.tuples(st.just("begin"), requests, reads, some_writes, st.just([1, 2]), st.just(1)),
+    st.tuples(st.just("prepare"), ids, st.just(7), reads, some_writes),
+    st.tuples(st.just("decide"), ids, st.booleans()),
+    st.tuples(st.just("forget"), ids),
+    st.tuples(st.just("drop"), st.sampled_from(["c", "d"])),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(commands, max_size=25), st.integers(0, 25))
+def test_replicas_that_apply_the_same_log_are_equal_also_from_a_snapshot(log: list[tuple[Any, ...]], cut: int) -> None:
+    first, second = ShardMachine(0, SIZE), ShardMachine(0, SIZE)
+    for index, command in enumerate(log, 1):
+        if index - 1 == cut:
+            restorer = Restorer(0, SIZE)
+            for piece in first.snapshot():
+                restorer.add(piece)
+            second = restorer.finish()
+        payload = pack_command(command)
+        outcome = first.apply(unpack_command(payload), index)
+        pack_command(outcome)  # it travels and rests
+        if index <= cut:
+            second.apply(unpack_command(payload), index)
+        else:
+            assert second.apply(unpack_command(payload), index) == outcome
+        assert len(first.locks) == len(first.prepared)
+    assert second.digest() == first.digest()
+
+
+@given(st.lists(commands, max_size=25))
+def test_a_refused_command_changes_no_value(log: list[tuple[Any, ...]]) -> None:
+    machine = ShardMachine(0, SIZE)
+    for index, command in enumerate(log, 1):
+        before = machine.store.rows("c")
+        outcome = machine.apply(unpack_command(pack_command(command)), index)
+        if outcome[0] in ("conflict", "error", "forgotten", "dropped", "begun", "pending") or command[0] in (
+            "prepare",
+            "forget",
+        ):
+            assert machine.store.rows("c") == before
+
+
+def test_a_commit_validates_what_was_read() -> None:
+    log = Log()
+    assert log.apply("commit", None, [point("a", 0)], [write("a", 1)]) == ["ok", 1]
+    assert log.apply("commit", None, [point("a", 0)], [write("a", 2)])[:3] == ["conflict", "c", "a"]
+    assert log.apply("commit", None, [point("a", 1)], [write("a", 3)]) == ["ok", 3]
+    assert log.apply("commit", None, [point("a", 1)], [write("b", 3)])[0] == "conflict"
+    assert (log.value("a"), log.value("b")) == (3, None)
+
+
+def test_a_commit_validates_ranges() -> None:
+    log = Log()
+    log.apply("commit", None, [], [write("a", 1)])
+    scanned = ["r", "c", "", None, 0, 1, 1]
+    assert log.apply("commit", None, [scanned], [write("x", 1, container="d")]) == ["ok", 2]
+    log.apply("commit", None, [], [write("b", 1)])
+    assert log.apply("commit", None, [scanned], [write("x", 2, container="d")])[0] == "conflict"
+
+
+def test_places_are_evaluated_when_applied() -> None:
+    log = Log()
+    for amount in (1, 2, 3):
+        log.apply("commit", None, [], [write("a", amount, "add", ("n",)), write("a", amount, "add", ("n",))])
+    assert log.value("a") == {"n": 12}
+    assert log.apply("commit", None, [], [write("b", 1), write("a", 1, "set", (0,))])[:2] == ["error", "wrong_type"]
+    assert log.value("b") is None, "all or nothing"
+
+
+def test_a_repeated_request_is_applied_once() -> None:
+    log = Log()
+    first = log.apply("commit", ["me", 1, False], [], [write("a", 1, "add")])
+    assert log.apply("commit", ["me", 1, True], [], [write("a", 1, "add")]) == first
+    assert log.apply("commit", ["you", 1, False], [], [write("a", 1, "add")]) == ["ok", 3]
+    assert log.value("a") == 2
+    assert log.machine.outcome_of("me", 1) == first
+    assert log.machine.outcome_of("me", 2) is None
+
+
+def test_a_refusal_is_repeated_too() -> None:
+    """The client was told that nothing happened: that must stay true."""
+    log = Log()
+    log.apply("commit", None, [], [write("a", 1)])
+    refused = log.apply("commit", ["me", 1, False], [point("a", 0)], [write("a", 2)])
+    log.apply("commit", None, [], [write("a", 0, "delete")])
+    assert log.apply("commit", ["me", 1, True], [point("a", 0)], [write("a", 2)]) == refused
+    assert log.value("a") is None
+
+
+def test_what_was_forgotten_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "SESSION_OUTCOMES_MAX", 2)
+    monkeypatch.setattr(machine_module, "SESSIONS_MAX", 2)
+    log = Log()
+    for sequence in (1, 2, 3):
+        log.apply("commit", ["me", sequence, False], [], [write("a", 1, "add")])
+    assert log.apply("commit", ["me", 1, True], [], [write("a", 1, "add")]) == ["forgotten"]
+    assert log.apply("commit", ["me", 4, True], [], [write("a", 1, "add")])[0] == "ok", "this one never came"
+    for client in ("you", "they"):
+        log.apply("commit", [client, 1, False], [], [])
+    assert log.apply("commit", ["me", 4, True], [], [write("a", 1, "add")]) == ["forgotten"]
+    assert log.value("a") == 4
+
+
+def test_locks_of_a_prepared_transaction_stand_against_others() -> None:
+    log = Log()
+    log.apply("commit", None, [], [write("r", 0), write("w", 0)])
+    scanned = ["r", "c", "s", "u", 0, 0, 0]
+    assert log.apply("prepare", "7.1.1", 7, [point("r", 1), scanned], [write("w", 1)]) == ["ok", 2]
+    assert log.apply("commit", None, [point("r", 1)], [write("other", 1)])[0] == "ok", "reads do not exclude reads"
+    for refused in (
+        ("commit", None, [], [write("r", 1)]),
+        ("commit", None, [], [write("w", 1)]),
+        ("commit", None, [], [write("t", 1)]),
+        ("commit", None, [point("w", 1)], []),
+        ("commit", None, [["r", "c", "v", None, 0, 1, 1]], []),
+        ("prepare", "7.1.2", 7, [], [write("w", 1)]),
+        ("begin", None, [point("w", 1)], [], [1], 1),
+    ):
+        outcome = log.apply(*refused)
+        assert (outcome[0], outcome[-1]) == ("conflict", True), refused
+    assert log.value("w") == 0
+    assert log.apply("decide", "7.1.1", True)[:2] == ["decided", True]
+    assert log.value("w") == 1
+    assert len(log.machine.locks) == 0
+    assert log.apply("commit", None, [], [write("r", 1), write("t", 1)])[0] == "ok"
+
+
+def test_prepare_and_decide_may_come_twice() -> None:
+    log = Log()
+    assert log.apply("prepare", "7.1.1", 7, [], [write("a", 1, "add")]) == ["ok", 1]
+    assert log.apply("prepare", "7.1.1", 7, [], [write("a", 1, "add")]) == ["ok", 1]
+    log.apply("decide", "7.1.1", True)
+    log.apply("decide", "7.1.1", True)
+    assert log.value("a") == 1
+
+
+def test_an_aborted_transaction_leaves_nothing() -> None:
+    log = Log()
+    log.apply("prepare", "7.1.1", 7, [point("b", 0)], [write("a", 1)])
+    log.apply("decide", "7.1.1", False)
+    assert log.value("a") is None
+    assert log.apply("commit", None, [], [write("a", 2), write("b", 2)])[0] == "ok"
+
+
+def test_the_first_decision_stands() -> None:
+    """Whoever aborts a coordinator's pending transaction must win over the driver that comes late."""
+    log = Log()
+    assert log.apply("begin", ["me", 1, False], [], [write("a", 1)], [1], 3) == ["begun", "0.3.1"]
+    assert log.apply("begin", ["me", 1, True], [], [write("a", 1)], [1], 3) == ["pending", "0.3.1"]
+    assert log.apply("decide", "0.3.1", False)[:2] == ["decided", False]
+    assert log.apply("decide", "0.3.1", True)[:2] == ["decided", False]
+    assert log.machine.outcome_of("me", 1)[0] == "conflict"  # type: ignore[index]
+    log.apply("forget", "0.3.1")
+    assert log.apply("decide", "0.3.1", True)[:2] == ["decided", False], "unknown: it was decided abort"
+    assert log.value("a") is None
+
+
+def test_the_outcome_of_a_pending_request_becomes_that_of_the_decision() -> None:
+    log = Log()
+    log.apply("begin", ["me", 1, False], [], [write("a", 1)], [1], 3)
+    log.apply("decide", "0.3.1", True)
+    assert log.apply("begin", ["me", 1, True], [], [write("a", 1)], [1], 3) == ["ok", 2]
+    assert log.value("a") == 1
+
+
+def test_prepared_transactions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "PREPARED_MAX", 1)
+    log = Log()
+    log.apply("prepare", "7.1.1", 7, [], [write("a", 1)])
+    assert log.apply("prepare", "7.1.2", 7, [], [write("b", 1)])[0] == "conflict"
+
+
+def test_a_dropped_container_takes_no_writes() -> None:
+    log = Log()
+    log.apply("commit", None, [], [write("a", 1)])
+    log.apply("drop", "c")
+    assert log.value("a") is None
+    assert log.apply("commit", None, [], [write("a", 1)]) == ["dropped", "c"]
+    assert log.apply("commit", None, [point("a", 0)], []) == ["dropped", "c"]
+    assert log.apply("commit", None, [], [write("a", 1, container="d")])[0] == "ok"
+
+
+def test_an_unreadable_command_stops_the_shard() -> None:
+    with pytest.raises(Corrupt, match="entry 1 is no command"):
+        ShardMachine(0, SIZE).apply(["dance"], 1)
+
+
+def test_a_snapshot_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "SNAPSHOT_PIECE_SIZE_BYTES", 1000)
+    log = Log()
+    for number in range(100):
+        log.apply("commit", ["me", number, False], [], [write(f"{number:03}", "x" * 50)])
+    taken = log.machine.snapshot()
+    digest = log.machine.digest()
+    log.apply("commit", None, [], [write("000", "later")])
+    pieces = list(taken)
+    # One record, the outcomes of a client, is packed as a whole.
+    assert len(pieces) >= 5
+    assert all(len(piece) < 4000 for piece in pieces)
+    restorer = Restorer(0, SIZE)
+    for piece in pieces:
+        restorer.add(piece)
+    assert restorer.finish().digest() == digest, "it is the state of the moment it was taken"
+
+
+def test_damaged_snapshots_are_refused() -> None:
+    log = Log()
+    log.apply("commit", None, [], [write("a", 1)])
+    (piece,) = log.machine.snapshot()
+    restorer = Restorer(0, SIZE)
+    with pytest.raises(Corrupt, match="ends early"):
+        restorer.finish()
+    with pytest.raises(Corrupt):
+        Restorer(1, SIZE).add(piece)
+    with pytest.raises(Corrupt):
+        Restorer(0, SIZE).add(b"\xc1")
+    with pytest.raises(NotSupported, match="format 99"):
+        Restorer(0, SIZE).add(pack_command(["header", 99, 0, 0, False]))
+    twice = Restorer(0, SIZE)
+    twice.add(piece)
+    with pytest.raises(Corrupt, match="of"):
+        twice.add(piece)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gostore.core.errors import Conflict
+from gostore.services.db import mvcc
+from gostore.services.db.mvcc import Store
+
+containers = st.sampled_from(["one", "two"])
+keys = st.sampled_from(["", "a", "a/b", "a/c", "b", "ä", "z"])
+packed = st.none() | st.binary(max_size=3)
+writes = st.lists(st.tuples(containers, keys, packed), max_size=30)
+Model = dict[tuple[str, str], tuple[int, bytes]]
+
+
+def build(steps: list[tuple[str, str, bytes | None]]) -> tuple[Store, list[Model]]:
+    """A store after these writes, one per index, and the model's state at every index."""
+    store, states = Store(), [{}]
+    for index, (container, key, value) in enumerate(steps, 1):
+        state = dict(states[-1])
+        state.pop((container, key), None)
+        if value is not None:
+            state[container, key] = (index, value)
+        store.write(container, key, value, index)
+        states.append(state)
+    return store, states
+
+
+@given(writes)
+def test_every_snapshot_reads_as_the_model_did(steps: list[tuple[str, str, bytes | None]]) -> None:
+    store, states = build(steps)
+    for index, state in enumerate(states):
+        for container in ("one", "two"):
+            for key in ("", "a", "a/b", "b", "z", "no"):
+                assert store.read(container, key, index) == state.get((container, key))
+    assert [store.read(c, k) for c, k in states[-1]] == list(states[-1].values())
+
+
+@given(writes, keys, st.none() | keys)
+def test_every_snapshot_scans_as_the_model_did(
+    steps: list[tuple[str, str, bytes | None]], start: str, end: str | None
+) -> None:
+    store, states = build(steps)
+    for index, state in enumerate(states):
+        expected = [
+            (key, *stored)
+            for (container, key), stored in sorted(state.items())
+            if container == "one" and start <= key and (end is None or key < end)
+        ]
+        assert list(store.scan("one", start, end, index)) == expected
+    assert list(store.scan("one", start, end)) == expected
+    assert store.fingerprint("one", start, end) == (len(expected), max((row[1] for row in expected), default=0))
+
+
+@given(writes)
+def test_fingerprints_differ_whenever_the_range_does(steps: list[tuple[str, str, bytes | None]]) -> None:
+    """Count and greatest version are enough, as versions only grow: equal fingerprints, equal contents."""
+    store = Store()
+    seen: dict[tuple[int, int], list[mvcc.Row]] = {}
+    for index, (_, key, value) in enumerate(steps, 1):
+        store.write("one", key, value, index)
+        rows = list(store.scan("one", "", None))
+        assert seen.setdefault(store.fingerprint("one", "", None), rows) == rows
+
+
+@given(writes)
+def test_sizes_are_what_is_there(steps: list[tuple[str, str, bytes | None]]) -> None:
+    store, states = build(steps)
+    assert store.objects == len(states[-1])
+    assert store.size_bytes == sum(len(key) + len(value) for (_, key), (_, value) in states[-1].items())
+    assert store.containers() == sorted({container for container, _ in states[-1]})
+    store.drop("one", len(steps) + 1)
+    store.drop("two", len(steps) + 2)
+    assert (store.objects, store.size_bytes, store.containers()) == (0, 0, [])
+
+
+def test_history_is_bounded_and_an_old_snapshot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvcc, "HISTORY_CHANGES_MAX", 3)
+    store = Store()
+    for index in range(1, 8):
+        store.write("c", "k", b"%d" % index, index)
+    assert store.floor == 4
+    assert store.read("c", "k", 4) == (4, b"4")
+    with pytest.raises(Conflict, match="no longer kept"):
+        store.read("c", "k", 3)
+    with pytest.raises(Conflict):
+        list(store.scan("c", "", None, 3))
+
+
+def test_history_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvcc, "HISTORY_SIZE_BYTES_MAX", 100)
+    store = Store()
+    for index in range(1, 10):
+        store.write("c", "k", b"x" * 40, index)
+    assert store.read("c", "k", 8) is not None
+    with pytest.raises(Conflict):
+        store.read("c", "k", 5)
+
+
+def test_a_change_prepared_before_the_snapshot_and_decided_after_is_refused() -> None:
+    """Others may have seen its effect in another shard before this snapshot was taken."""
+    store = Store()
+    store.write("c", "k", b"old", 1)
+    store.write("c", "k", b"new", 5, prepared=3)
+    assert store.read("c", "k", 2) == (1, b"old")
+    for at in (3, 4):
+        with pytest.raises(Conflict):
+            store.read("c", "k", at)
+        with pytest.raises(Conflict):
+            list(store.scan("c", "", None, at))
+    assert store.read("c", "k", 5) == (5, b"new")
+
+
+def test_rows_do_not_change_with_the_store() -> None:
+    store = Store()
+    store.write("c", "k", b"1", 1)
+    rows = store.rows("c")
+    store.write("c", "k", b"2", 2)
+    store.write("c", "l", b"3", 3)
+    assert rows == [("k", 1, b"1")]

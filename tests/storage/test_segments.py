@@ -1,0 +1,177 @@
+"""The record format: what is written is read, what is damaged is told from what is torn."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gostore.core.errors import Corrupt, NotSupported
+from gostore.storage import segments
+from gostore.storage.segments import HEAD_SIZE_BYTES, RECORD_SIZE_BYTES, Head, RawRecord, Scan
+
+HEAD = Head(number=3, mark=0x9E37_79B9, start=HEAD_SIZE_BYTES)
+
+u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
+records = st.builds(
+    RawRecord,
+    type=st.integers(1, 6),
+    group=u32,
+    term=u64,
+    index=u64,
+    kind=u16,
+    payload=st.binary(max_size=200) | st.sampled_from([b"", HEAD.mark.to_bytes(4, "little") * 20]),
+)
+batches = st.lists(st.lists(records, min_size=1, max_size=5), max_size=5)
+
+
+def build(batches: list[list[RawRecord]], head: Head = HEAD) -> tuple[bytes, list[int], list[int]]:
+    """A segment in which each batch was synced before the next: its bytes, and where records and batches begin."""
+    data, records, begins = bytearray(segments.encode_head(head)), [], []
+    for batch in batches:
+        begins.append(len(data))
+        for record in batch:
+            records.append(len(data))
+            data += segments.record_header(head.mark, len(data), begins[-1], record) + record.payload
+    return bytes(data), records, begins
+
+
+def scan(data: bytes, *, last: bool = True, head: Head = HEAD) -> tuple[list[RawRecord], Scan]:
+    found = Scan("wal/3", head, lambda offset, size: data[offset : offset + size], len(data), last=last)
+    return [record._replace(payload=bytes(record.payload)) for _, record in found], found
+
+
+def flat(batches: list[list[RawRecord]]) -> list[RawRecord]:
+    return [record for batch in batches for record in batch]
+
+
+@given(batches, st.booleans())
+def test_what_is_written_is_read(batches: list[list[RawRecord]], last: bool) -> None:
+    data, offsets, _ = build(batches)
+    found, scanned = scan(data, last=last)
+    assert found == flat(batches)
+    assert (scanned.end, scanned.torn) == (len(data), 0)
+    for offset, record in zip(offsets, found, strict=True):
+        assert segments.record_at(HEAD, offset, data[offset:]) == record
+
+
+@given(batches, st.data())
+def test_a_file_that_ends_early_gives_a_prefix(batches: list[list[RawRecord]], draw: st.DataObject) -> None:
+    data, offsets, _ = build(batches)
+    size = draw.draw(st.integers(HEAD_SIZE_BYTES, len(data)), label="size")
+    ends = [*offsets[1:], len(data)]
+    whole = sum(end <= size for end in ends) if offsets else 0
+    found, scanned = scan(data[:size])
+    assert found == flat(batches)[:whole]
+    assert scanned.end + scanned.torn == size
+    if scanned.torn:
+        with pytest.raises(Corrupt, match="later segment"):
+            scan(data[:size], last=False)
+
+
+@given(batches.filter(bool), st.data())
+def test_damage_in_an_earlier_batch_is_refused_and_in_the_last_one_cut_off(
+    batches: list[list[RawRecord]], draw: st.DataObject
+) -> None:
+    data, offsets, begins = build(batches)
+    place = draw.draw(st.integers(HEAD_SIZE_BYTES, len(data) - 1), label="place")
+    damaged = bytearray(data)
+    damaged[place] ^= draw.draw(st.integers(1, 255), label="flip")
+    at = max(offset for offset in offsets if offset <= place)
+    if place < begins[-1]:
+        with pytest.raises(Corrupt, match=f"wal/3 is damaged at offset {at}, ") as error:
+            scan(bytes(damaged))
+        assert error.value.details == {"file": "wal/3", "offset": at}
+    else:
+        found, scanned = scan(bytes(damaged))
+        assert found == flat(batches)[: offsets.index(at)]
+        assert scanned.end == at
+
+
+@given(batches.filter(bool), st.binary(max_size=3000))
+def test_unsynced_bytes_may_be_anything(batches: list[list[RawRecord]], garbage: bytes) -> None:
+    data, *_ = build(batches)
+    found, scanned = scan(data + garbage)
+    assert found == flat(batches)
+    assert scanned.torn == len(garbage)
+
+
+def test_later_records_behind_a_hole_in_the_unsynced_tail_are_no_evidence() -> None:
+    batch = [RawRecord(segments.ENTRY, 1, 1, index, 0, b"x" * 600) for index in range(8)]
+    data, offsets, begins = build([batch[:2], batch[2:]])
+    hole = bytearray(data)
+    hole[offsets[3] : offsets[5]] = bytes(offsets[5] - offsets[3])
+    found, scanned = scan(bytes(hole))
+    assert found == batch[:3]
+    assert scanned.torn == len(data) - offsets[3]
+    # The same hole, once something was written that knew the batch to be synced.
+    synced = RawRecord(segments.SYNCED, 0, 0, 0, 0, b"")
+    hole += segments.record_header(HEAD.mark, len(hole), len(hole), synced)
+    with pytest.raises(Corrupt, match=f"offset {offsets[3]}, and the record at {len(data)} shows"):
+        scan(bytes(hole))
+    assert begins[1] < offsets[3]
+
+
+def test_evidence_is_found_across_the_blocks_in_which_a_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [RawRecord(segments.ENTRY, 1, 1, index, 0, b"x" * 100) for index in range(10)]
+    data, offsets, _ = build([batch[:5], batch[5:6]])
+    damaged = bytearray(data)
+    damaged[offsets[0]] ^= 1
+    for size in range(RECORD_SIZE_BYTES, 4 * RECORD_SIZE_BYTES):
+        monkeypatch.setattr(segments, "BLOCK_SIZE_BYTES", size)
+        assert scan(data)[0] == batch[:6]
+        with pytest.raises(Corrupt, match=f"the record at {offsets[5]} shows"):
+            scan(bytes(damaged))
+
+
+def test_a_record_is_valid_in_its_place_only() -> None:
+    """A log that is stored as a value in the log does not pass for evidence."""
+    inner, offsets, _ = build([[RawRecord(segments.ENTRY, 1, 1, 1, 0, b"a")], [RawRecord(2, 1, 1, 2, 0, b"b")]])
+    assert segments.record_at(HEAD, offsets[1], inner[offsets[1] :]) is not None
+    assert segments.record_at(HEAD, offsets[1] + 1, inner[offsets[1] :]) is None
+    outer, places, _ = build([[RawRecord(segments.ENTRY, 1, 1, 1, 0, inner)]])
+    damaged = bytearray(outer)
+    damaged[places[0]] ^= 1
+    assert scan(bytes(damaged))[1].torn == len(outer) - places[0]
+
+
+def test_damage_before_the_start_is_refused() -> None:
+    head = Head(3, HEAD.mark, HEAD_SIZE_BYTES + RECORD_SIZE_BYTES)
+    data, *_ = build([[RawRecord(segments.OUTLINE, 1, 0, 1, 0, b"")]], head)
+    assert scan(data, head=head)[1].torn == 0
+    with pytest.raises(Corrupt, match="before the segment was used"):
+        scan(data[:-1], head=head)
+
+
+@given(u64, u32, u32)
+def test_a_head_is_read_and_any_damage_to_it_refused(number: int, mark: int, start: int) -> None:
+    data = segments.encode_head(Head(number, mark, start))
+    assert len(data) == HEAD_SIZE_BYTES
+    assert segments.decode_head("f", data + b"more") == Head(number, mark, start)
+    for place in range(len(data)):
+        with pytest.raises((Corrupt, NotSupported)):
+            segments.decode_head("f", data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(Corrupt):
+            segments.decode_head("f", data[:place])
+
+
+@pytest.mark.parametrize(("version", "age"), [(0, "an older"), (2, "a newer")])
+def test_another_format_version_is_refused_by_name(version: int, age: str) -> None:
+    data = bytearray(segments.encode_head(HEAD))
+    data[4:6] = version.to_bytes(2, "little")
+    data[-4:] = crc32(data[:-4]).to_bytes(4, "little")
+    with pytest.raises(NotSupported, match=f"wal/3: the log has format version {version}, {age} one") as error:
+        segments.decode_head("wal/3", bytes(data))
+    assert error.value.details == {"file": "wal/3", "version": version}
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3))
+def test_a_record_larger_than_a_block_is_read(blocks: int) -> None:
+    batch = [
+        RawRecord(segments.ENTRY, 1, 1, i, 0, bytes(segments.BLOCK_SIZE_BYTES * blocks - 40 + i)) for i in range(3)
+    ]
+    data, *_ = build([batch])
+    assert scan(data)[0] == batch
