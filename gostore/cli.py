@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from gostore.core.errors import BadRequest, GoStoreError
+from gostore.core.errors import BadRequest, GoStoreError, NotSupported
 
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON: the figures.")
 seed_option = click.option("--seed", default=1, show_default=True, help="The seed of all randomness.")
@@ -63,7 +63,9 @@ def main() -> None:
 
 @main.command()
 @nodes_option
-@click.option("--path", type=click.Path(path_type=Path), help="The directory tree to store.  [default: Python's own library]")
+@click.option(
+    "--path", type=click.Path(path_type=Path), help="The directory tree to store.  [default: Python's own library]"
+)
 @click.option("--kill", metavar="NAME", help="The node to kill.  [default: the one that holds the most chunks]")
 @json_option
 @command
@@ -91,13 +93,19 @@ def say(text: str) -> None:
 
 @main.command()
 @nodes_option
-@click.option("--path", default=".gostore", show_default=True, type=click.Path(path_type=Path), help="Where the data stay.")
+@click.option(
+    "--path", default=".gostore", show_default=True, type=click.Path(path_type=Path), help="Where the data stay."
+)
 @json_option
 @command
 def up(nodes: int, path: Path, as_json: bool) -> None:
     """A cluster that stays until Ctrl-C, with its REST address and its page."""
     import gostore as gs
-    from gostore.viz.page import Page
+
+    try:
+        from gostore.viz.page import Page
+    except ImportError as error:
+        raise NotSupported(f"the page needs {error.name}; run: pip install 'gostore[notebook]'") from None
 
     async def stay() -> None:
         stop = asyncio.Event()
@@ -124,13 +132,15 @@ def up(nodes: int, path: Path, as_json: bool) -> None:
 @click.option("--data-dir", help="A directory for this node alone.")
 @json_option
 @command
-def node(config_file: Path | None, join: tuple[str, ...], name: str | None, data_dir: str | None, as_json: bool) -> None:
+def node(
+    config_file: Path | None, join: tuple[str, ...], name: str | None, data_dir: str | None, as_json: bool
+) -> None:
     """One node in this process, for any process manager. Settings: file, then GOSTORE_* variables, then options."""
     from gostore.config import NodeConfig
     from gostore.node import run
 
-    options = {"join": list(join) or None, "name": name, "data_dir": data_dir}
-    config = NodeConfig.load(config_file, **{key: value for key, value in options.items() if value is not None})
+    options: dict[str, Any] = {"join": list(join) or None, "name": name, "data_dir": data_dir}
+    config = NodeConfig.load(config_file, None, **{key: value for key, value in options.items() if value is not None})
 
     def ready(figures: dict[str, Any]) -> None:
         click.echo(json.dumps(figures) if as_json else "  ".join(f"{k} {v}" for k, v in figures.items()))

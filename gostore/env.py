@@ -286,8 +286,8 @@ def _sync_directory(path: Path) -> None:
 
 def _make_durably(root: Path) -> None:
     """Create a directory and its parents, on the medium too."""
-    missing = [path for path in (root, *root.parents) if not path.exists()]
     try:
+        missing = [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in missing:
             _sync_directory(path.parent)

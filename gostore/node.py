@@ -187,9 +187,13 @@ async def _serve(
         address = node.endpoint.address
         on_ready(
             {
-                "name": config.name, "incarnation": node.endpoint.incarnation, "host": address.host,
-                "tcp_port": address.tcp_port, "udp_port": address.udp_port, "rest_port": node.rest.port,
-            }  # fmt: skip
+                "name": config.name,
+                "incarnation": node.endpoint.incarnation,
+                "host": address.host,
+                "tcp_port": address.tcp_port,
+                "udp_port": address.udp_port,
+                "rest_port": node.rest.port,
+            }
         )
         await node.wait_ended()
         try:

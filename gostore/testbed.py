@@ -29,8 +29,9 @@ from gostore.client.conditions import (
     not_settled,
 )
 from gostore.client.connection import Connection
-from gostore.client.handles import DbHandle, FsHandle
+from gostore.client.files import FsHandle
 from gostore.client.nodes import Life, NodeHandle, Nodes
+from gostore.client.objects import DbHandle
 from gostore.client.policies import policy_source
 from gostore.client.snapshot import NodeFacts, snapshot
 from gostore.core.errors import BadRequest, GoStoreError, NotSupported, Timeout, Unavailable

@@ -50,7 +50,8 @@ def test_a_missing_secret_is_named() -> None:
 def test_file_then_environment_then_keywords(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text(
-        'name = "n1"\nsecret = "0123456789abcdef"\ndata_dir = "d"\ntcp_port = 1\n[db]\nshards = 2\n[ring]\nreplicas = 2\n'
+        'name = "n1"\nsecret = "0123456789abcdef"\ndata_dir = "d"\ntcp_port = 1\n'
+        "[db]\nshards = 2\n[ring]\nreplicas = 2\n"
     )
     environ = {"GOSTORE_DB__SHARDS": "4", "GOSTORE_JOIN": "a:1, b:2", "HOME": "/"}
     config = NodeConfig.load(file, environ, db={"in_sync_min": 1}, tcp_port=9)

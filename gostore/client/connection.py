@@ -1,9 +1,9 @@
 """A client's way to a cluster: an endpoint of its own, the members it knows, and which of them to ask.
 
 Any node takes any call, so a client spreads its calls over the members and goes on to the next when one does not
-answer. What it may do then depends on the call. A read is asked again anywhere. A write is asked again only when the error says
-that it surely did not happen (``definite``): after a time-out nobody knows, and the caller is told so rather than
-risking that it happens twice.
+answer. What it may do then depends on the call. A read is asked again anywhere. A write is asked again only when the
+error says that it surely did not happen (``definite``): after a time-out nobody knows, and the caller is told so rather
+than risking that it happens twice.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Connection:
                     if not (error.definite or repeatable):
                         raise
                     if not isinstance(error, Unavailable):
-                        self._shunned[node] = loop.time() + SHUN_S
+                        self.shun(node)
             if loop.time() + pause_s >= deadline_s:
                 raise last or Unreachable("no member of the cluster is known")
             await asyncio.sleep(pause_s)
@@ -198,6 +198,17 @@ class Connection:
             await self.refresh(min(PATIENCE_S, deadline_s - now_s))
         except GoStoreError:
             pass  # the members that are known are asked again
+
+    def pick(self) -> str:
+        """The node to ask next, for what must stay with one node. Raises :class:`Unreachable` when none is known."""
+        order = self._order()
+        if not order:
+            raise Unreachable("no member of the cluster is known")
+        return order[0]
+
+    def shun(self, node: str) -> None:
+        """It did not answer: ask others first for a while."""
+        self._shunned[node] = asyncio.get_running_loop().time() + SHUN_S
 
     def _order(self) -> list[str]:
         """All members: usable ones first, a different one in front each time; then those that did not answer."""

@@ -38,7 +38,8 @@ DASK = """
 import json, sys
 from dask.distributed import Client, LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers={nodes}, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    options = dict(threads_per_worker=1, dashboard_address=None)
+    with LocalCluster(n_workers={nodes}, **options) as cluster, Client(cluster) as client:
         client.wait_for_workers({nodes})
         print(json.dumps({{}}), flush=True)
         sys.stdin.readline()
@@ -60,11 +61,13 @@ def bench_launch(peers: Sequence[str], *, rounds: int, progress: Callable[[str],
         ours.append(_time_start(OURS.format(nodes=5)))
         for peer in peers:
             theirs[peer].append(_time_start(PEERS[peer][1].format(nodes=5)))
-        progress(f"round {number + 1} of {rounds}: {ours[-1]:.2f} s " + str({p: round(t[-1], 2) for p, t in theirs.items()}))
+        progress(
+            f"round {number + 1} of {rounds}: {ours[-1]:.2f} s " + str({p: round(t[-1], 2) for p, t in theirs.items()})
+        )
     median = statistics.median(ours)
-    cases = [
-        _case("5 nodes ready", "s", median, statistics.median(times), peer) for peer, times in theirs.items()
-    ] or [_case("5 nodes ready", "s", median)]
+    cases = [_case("5 nodes ready", "s", median, statistics.median(times), peer) for peer, times in theirs.items()] or [
+        _case("5 nodes ready", "s", median)
+    ]
     cases.append(_case("20 nodes ready", "s", _time_start(OURS.format(nodes=20))))
     progress("20 nodes: done; now memory and idle cost")
     memory_mb, idle_percent = _memory_and_idle()
@@ -96,7 +99,11 @@ class _Program:
     def __init__(self, code: str) -> None:
         self.begun = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -141,5 +148,7 @@ def _cpu_s(processes: Sequence[Any]) -> float:
 def _time_import() -> float:
     """The time of ``import gostore`` alone, measured inside a cold interpreter."""
     code = "import time; t = time.perf_counter(); import gostore; print(time.perf_counter() - t)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=START_TIMEOUT_S)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=START_TIMEOUT_S
+    )
     return float(answer.stdout)

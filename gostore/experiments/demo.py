@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gostore.core.errors import ConfigError, Corrupt, GoStoreError
 from gostore.testbed import Testbed
+
+T = TypeVar("T")
 
 ROOT = "/demo"
 Progress = Callable[[str], None]
@@ -74,15 +77,14 @@ async def run(cluster: Testbed, root: Path, *, ready_s: float, kill: str | None,
     sizes = 0
     begun = time.monotonic()
 
-    def files() -> Iterator[tuple[str, bytes]]:
+    async def store(entry: tuple[str, Path]) -> None:
         nonlocal sizes
-        for name, file in real_files(root):
-            data = file.read_bytes()
-            sums[f"{ROOT}/{name}"] = hashlib.sha256(data).hexdigest()
-            sizes += len(data)
-            yield f"{ROOT}/{name}", data
+        name, data = f"{ROOT}/{entry[0]}", entry[1].read_bytes()
+        await cluster.fs.write(name, data)
+        sums[name] = hashlib.sha256(data).hexdigest()
+        sizes += len(data)
 
-    await cluster.fs.write_many(files(), in_flight=FILES_IN_FLIGHT_MAX)
+    await _for_each(real_files(root), store)
     if not sums:
         raise ConfigError(f"path = {str(root)!r}: holds no files; name a directory tree to store")
     written_s = time.monotonic() - begun
@@ -110,16 +112,34 @@ async def run(cluster: Testbed, root: Path, *, ready_s: float, kill: str | None,
 
 async def _fullest(cluster: Testbed) -> str:
     statistics = await cluster.statistics()
-    return max(sorted(statistics), key=lambda name: int(statistics[name]["blobs"]["chunks"]))
+    return max(sorted(statistics), key=lambda name: int(statistics[name]["blobs"]["blobs"]))
 
 
 async def _verify(cluster: Testbed, sums: dict[str, str]) -> tuple[int, int]:
     """(files that cannot be read, files whose bytes differ), each read through the cluster anew."""
     lost = corrupt = 0
-    async for path, outcome in cluster.fs.read_many(sums, in_flight=FILES_IN_FLIGHT_MAX):
-        if isinstance(outcome, GoStoreError):
-            corrupt += isinstance(outcome, Corrupt)
-            lost += not isinstance(outcome, Corrupt)
-        elif hashlib.sha256(outcome).hexdigest() != sums[path]:
-            corrupt += 1
+
+    async def read(path: str) -> None:
+        nonlocal lost, corrupt
+        try:
+            data = await cluster.fs.read(path)
+        except GoStoreError as error:
+            corrupt += isinstance(error, Corrupt)
+            lost += not isinstance(error, Corrupt)
+        else:
+            corrupt += hashlib.sha256(data).hexdigest() != sums[path]
+
+    await _for_each(iter(sums), read)
     return lost, corrupt
+
+
+async def _for_each(items: Iterator[T], work: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+    """Work on all items, ``FILES_IN_FLIGHT_MAX`` at a time; the first error ends it."""
+
+    async def worker() -> None:
+        for item in items:  # one iterator for all workers: each takes what comes next
+            await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(FILES_IN_FLIGHT_MAX):
+            group.create_task(worker())

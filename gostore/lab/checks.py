@@ -33,7 +33,7 @@ def check(*, points: int, hint: str) -> Callable[[CheckFunction], CheckFunction]
 def checks_of(module: ModuleType) -> list[Check]:
     """The checks of a module, in the order of their definition."""
     return [
-        Check(name, *value.gostore_check, function=value)
+        Check(name, value.gostore_check[0], value.gostore_check[1], value)
         for name, value in vars(module).items()
         if callable(value) and hasattr(value, "gostore_check")
     ]

@@ -103,7 +103,8 @@ def load_lab(folder: Path, name: str) -> Lab:
 
 def _load_checks(lab: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"gostore_lab_{lab.name}_checks", lab / "checks.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -151,7 +152,7 @@ def _is_definition(node: ast.stmt) -> bool:
 
 
 def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", [])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 

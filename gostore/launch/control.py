@@ -45,9 +45,9 @@ class Control:
         loop = asyncio.get_running_loop()
         self._hello = loop.create_future()
         reader = asyncio.StreamReader(limit=LINE_SIZE_BYTES_MAX)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout)
+        output, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout)
         self._input, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._process.stdin)
-        self._reading = loop.create_task(self._read(reader), name="zygote")
+        self._reading = loop.create_task(self._read(reader, output), name="zygote")
         if self._closed:  # the owner was collected meanwhile
             self.close()
 
@@ -108,13 +108,14 @@ class Control:
                 self._process.kill()
             await asyncio.sleep(0.002)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: asyncio.StreamReader, output: asyncio.BaseTransport) -> None:
         try:
             while line := await reader.readline():
                 self._take(json.loads(line))
         except (OSError, ValueError):
             pass  # cut off in the middle of a line: it was killed
         finally:
+            output.close()
             if self._input is not None:
                 self._input.close()
         await self._reap()

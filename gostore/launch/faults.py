@@ -36,7 +36,7 @@ class ProcessFaults(Faults):
     async def _set_links(self, changed: Mapping[Link, LinkFault]) -> None:
         await self._apply({link: effect for link, effect in changed.items()}, only=None)
 
-    async def reapply(self, name: str) -> None:
+    async def _reapply(self, name: str) -> None:
         """A node that was restarted or resumed learns what its links suffer."""
         await self._apply({link: effect for link, effect in self.links().items() if name in link}, only=name)
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from gostore.core.errors import ConfigError
@@ -27,6 +28,7 @@ class Place:
     def __init__(self, path: str | os.PathLike[str] | None, *, entry: str = NODE_ENTRY) -> None:
         self.temporary = path is None
         self.root = Path(tempfile.mkdtemp(prefix="gostore-")) if path is None else Path(path).absolute()
+        self.begun_s = time.monotonic()
         self._entry = entry
         self._lock = -1
         self._process: subprocess.Popen[bytes] | None = None

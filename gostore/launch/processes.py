@@ -12,6 +12,7 @@ import atexit
 import os
 import secrets
 import signal
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -151,7 +152,6 @@ class ProcessCluster(Testbed):
         self._place = place
         self.start_timeout_s = timeout_s
         self._processes: dict[str, Process] = {}
-        self._begun_s = thread.loop.time()
         self._begun_ms = 0
         self._faults_seen: Events | None = None
         self.faults = ProcessFaults(self)
@@ -244,7 +244,7 @@ class ProcessCluster(Testbed):
 
     async def _connect(self) -> Connection:
         env = client_env()
-        self._begun_ms = env.wall_ms() - int((asyncio.get_running_loop().time() - self._begun_s) * 1000)
+        self._begun_ms = env.wall_ms() - int(self._time()[0] * 1000)
         self._faults_seen = Events(
             "testbed", stamp=lambda: env.hlc.tick(env.wall_ms()), time_s=lambda: asyncio.get_running_loop().time()
         )
@@ -369,7 +369,7 @@ class ProcessCluster(Testbed):
         await self._bind(process, process.ports)
         await self._fork(name, self._others(name))
         await self._wait_started([process])
-        await self.faults.reapply(name)
+        await self.faults._reapply(name)
 
     async def _pause_node(self, name: str) -> None:
         process = self._processes[name]
@@ -384,7 +384,7 @@ class ProcessCluster(Testbed):
             raise BadRequest(f"{name} is not paused: it {self.why_ended(name)}")
         await self._signal(process, signal.SIGCONT)
         process.life = Life.RUNNING
-        await self.faults.reapply(name)
+        await self.faults._reapply(name)
 
     async def _add_node(self, name: str | None, settings: Mapping[str, Any]) -> str:
         if len(self._processes) >= NODES_MAX:
@@ -469,7 +469,7 @@ class ProcessCluster(Testbed):
         return f"http://{host}:{port}"
 
     def _time(self) -> tuple[float, int]:
-        return self._lifeline.thread.loop.time() - self._begun_s, self._begun_ms
+        return time.monotonic() - self._place.begun_s, self._begun_ms
 
     def _publish_fault(self, kind: str, arguments: Mapping[str, Any]) -> None:
         if self._faults_seen is not None:

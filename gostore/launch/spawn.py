@@ -28,7 +28,7 @@ def start_zygote(log: Path, *, entry: str = NODE_ENTRY, remove: Path | None = No
         command.append(f"--remove={remove}")
     command.extend(f"--path={Path(place or '.').resolve()}" for place in sys.path if Path(place or ".").is_dir())
     with open(log, "ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
+        return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -14,16 +14,23 @@ if TYPE_CHECKING:
 Segment = tuple[int, bytes, bool]
 """(number, bytes, is FIN)."""
 
+# So many later segments that got through tell the sender that one is lost, before its timer does (RFC 5681, 3.2).
+OVERTAKEN_MAX = 3
+
 
 class Flow:
     """One direction of a connection: from the kernel of ``source`` to the kernel of ``target``."""
 
     __slots__ = (
         "_backoff_s",
+        "_early",
+        "_expected",
         "_last_arrival",
         "_number",
+        "_overtaken",
         "_retrying",
         "_silent_since",
+        "_timer",
         "dead",
         "net",
         "read_bytes",
@@ -42,8 +49,12 @@ class Flow:
         self.stalled: list[Segment] = []
         self.dead = False
         self._number = 0
+        self._expected = 0  # the number that the receiver is waiting for
+        self._early: dict[int, Segment] = {}  # what it has got beyond that
         self._last_arrival = 0.0
+        self._overtaken = 0  # segments that got through while an earlier one is missing
         self._retrying = False
+        self._timer = 0  # a retransmission timer with another number is void
         self._silent_since = 0.0
         self._backoff_s = 0.0
 
@@ -56,14 +67,19 @@ class Flow:
         return self.net.config.window_bytes - (self.sent_bytes - self.read_bytes)
 
     def send(self, data: bytes, fin: bool = False) -> None:
-        """Put a segment on its way; in order, whatever happens to it."""
+        """Put a segment on its way; it is delivered in order, whatever happens to it."""
         if self.dead:
             return
         self.sent_bytes += len(data)
         segment = (self._number, data, fin)
         self._number += 1
-        if self.stalled or not self._depart(segment):
+        if not self._depart(segment):
             self._stall(segment)
+        elif self.stalled:
+            self._overtaken += 1
+            if self._overtaken == OVERTAKEN_MAX:
+                link = self.net.links.get(self.source.host.name, self.target.host.name)
+                self._set_timer(2 * link.draw_s(self.source.host.rng))
 
     def _passes(self, reverse: bool = False) -> bool:
         """Whether the link lets anything through (in the direction of acknowledgements when ``reverse``)."""
@@ -92,16 +108,20 @@ class Flow:
     def _arrive(self, segment: Segment) -> None:
         if self.dead:
             return
-        if self.stalled or not self._passes():
+        if not self._passes():
             self._stall(segment)
             return
-        _, data, fin = segment
-        source, target = self.source, self.target
-        self.net.scheduler.trace.message(
-            self.net.scheduler.now, b"F" if fin else b"S", source.host.index, target.host.index, data
-        )
         if not self._passes(reverse=True):
             self._retry_later()  # the acknowledgement is lost
+        self._early[segment[0]] = segment
+        while not self.dead and (following := self._early.pop(self._expected, None)) is not None:
+            self._expected += 1
+            self._deliver(following)
+
+    def _deliver(self, segment: Segment) -> None:
+        _, data, fin = segment
+        source, target, scheduler = self.source, self.target, self.net.scheduler
+        scheduler.trace.message(scheduler.now, b"F" if fin else b"S", source.host.index, target.host.index, data)
         if target.gone:
             self.dead = True
             if data or not fin:
@@ -120,32 +140,34 @@ class Flow:
             self._retrying = True
             self._silent_since = self.net.scheduler.now
             self._backoff_s = self.net.config.retransmit_s
-            self.net.scheduler.after(self._backoff_s, self._retry)
+            self._set_timer(self._backoff_s)
 
-    def _retry(self, _: None) -> None:
+    def _set_timer(self, delay_s: float) -> None:
+        self._timer += 1
+        self._overtaken = 0
+        self.net.scheduler.after(delay_s, self._retry, self._timer)
+
+    def _retry(self, timer: int) -> None:
         """The retransmission timer: send again what was lost, give up after too long a silence."""
-        self._retrying = False
-        if self.dead:
+        if self.dead or timer != self._timer:
             return
+        config, now = self.net.config, self.net.scheduler.now
         if self._passes() and self._passes(reverse=True):
-            stalled, self.stalled = self.stalled, []
-            for i, segment in enumerate(stalled):
-                if not self._depart(segment):
-                    self.stalled = stalled[i:]
-                    if i:
-                        self._silent_since = self.net.scheduler.now  # what got through was acknowledged
-                    break
-            else:
+            before = len(self.stalled)
+            self.stalled = [segment for segment in self.stalled if not self._depart(segment)]
+            if not self.stalled:
+                self._retrying = False
                 self._acknowledge()
                 return
-        scheduler, config = self.net.scheduler, self.net.config
-        if scheduler.now - self._silent_since >= config.tcp_timeout_s:
+            if len(self.stalled) < before:  # what got through is acknowledged
+                self._silent_since = now
+                self._backoff_s = config.retransmit_s / 2
+        if now - self._silent_since >= config.tcp_timeout_s:
             self.dead = True
             self.source.broken(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
             return
-        self._retrying = True
         self._backoff_s = min(2 * self._backoff_s, config.retransmit_s_max)
-        scheduler.after(self._backoff_s, self._retry)
+        self._set_timer(self._backoff_s)
 
     # -- the window
 

@@ -45,8 +45,6 @@ from gostore.sim.scheduler import Scheduler
 if TYPE_CHECKING:
     from gostore.sim.net import Host
 
-_logger = logging.getLogger("asyncio")
-
 # Finished tasks are dropped from a loop's list of tasks when it has grown to this, or to twice what is unfinished.
 SWEEP_MIN = 256
 
@@ -103,13 +101,20 @@ class SimLoop(asyncio.AbstractEventLoop):
     """
 
     def __init__(
-        self, scheduler: Scheduler, name: str, host: Host, clock: SimClock, processor: Processor | None = None
+        self,
+        scheduler: Scheduler,
+        name: str,
+        host: Host,
+        clock: SimClock,
+        processor: Processor,
+        log: logging.Logger,
     ) -> None:
         self.scheduler = scheduler
         self.name = name
         self.host = host
         self.clock = clock
-        self.processor = processor if processor is not None else Processor()
+        self.processor = processor
+        self.log = log
         self.index = len(scheduler.loops)
         self.errors: list[str] = []
         self.errors_count = 0
@@ -278,6 +283,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         return SimFuture(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any) -> Any:
+        if self.scheduler.dead:
+            coro.close()  # it never began, so nothing of it runs
         if self._task_factory is not None:
             options = options if context is None else {**options, "context": context}
             task = self._task_factory(self, coro, **options)
@@ -288,6 +295,9 @@ class SimLoop(asyncio.AbstractEventLoop):
             # asyncio numbers unnamed tasks per process; a name may get into a log, so it is numbered per world here.
             name = name if name is not None else f"Task-{order}"
             task = SimTask(coro, loop=self, order=order, name=name, context=context, **options)
+        if self.scheduler.dead:
+            task._log_destroy_pending = False
+            return task
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) >= self._sweep_at:
@@ -376,7 +386,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.errors_count += 1
         if len(self.errors) < ERRORS_KEPT_MAX:
             self.errors.append(f"{message}: {error!r}" if error is not None else message)
-        _logger.error("%s: %s", self.name, message, exc_info=error)
+        self.log.error("%s", message, exc_info=error)
 
     # -- what asyncio asks about a loop
 

@@ -9,11 +9,11 @@ From there they go, in segments, as far as the window allows: bytes that are und
 receiver's protocol are at most ``window_bytes``. A receiver that does not read therefore stops the sender:
 back-pressure.
 
-*Under way.* Segments arrive in order, after the latency of the link and the time on the sender's interface. A segment
-that is lost, or meets a cut link or a machine without power, waits in ``Flow.stalled`` until the retransmission timer
-fires, and so does everything after it: loss costs time, never bytes. When the sender has heard no acknowledgement for
-``tcp_timeout_s`` (the link is cut, in either direction), its side of the connection is reset with ``TimeoutError``.
-The other side learns nothing of it until it sends, as in reality.
+*Under way.* Segments arrive after the latency of the link and the time on the sender's interface, and are delivered in
+order. One that is lost, or meets a cut link or a machine without power, waits in ``Flow.stalled`` until the
+retransmission timer fires, or until three later ones have got through: loss costs time, never bytes. When the sender
+has heard no acknowledgement for ``tcp_timeout_s`` (the link is cut, in either direction), its side of the connection is
+reset with ``TimeoutError``. The other side learns nothing of it until it sends, as in reality.
 
 *Ends.* ``close`` flushes and sends FIN; ``write_eof`` closes one direction; ``abort``, closing with unread bytes, and
 bytes for a connection that is gone cause RST, which the other side sees as ``ConnectionResetError``. When a *process*

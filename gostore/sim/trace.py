@@ -55,13 +55,16 @@ class Trace:
 
     def add(self, time_s: float, text: str) -> None:
         """A fault, an event of a journal, or anything else that must be the same in two runs."""
+        self.add_bytes(time_s, text.encode("utf-8", "surrogatepass"))
+        if self._sink is not None:
+            self._sink(f"{time_s:.9f} # {text}")
+
+    def add_bytes(self, time_s: float, data: bytes) -> None:
+        """The same for what is no text; it appears in no line."""
         self.entries += 1
-        data = text.encode("utf-8", "surrogatepass")
         self._buffer += _message(time_s, b"#", 0, 0, len(data)) + data
         if len(self._buffer) > _FLUSH_BYTES:
             self.flush()
-        if self._sink is not None:
-            self._sink(f"{time_s:.9f} # {text}")
 
     def flush(self) -> None:
         """Hash what is buffered, so that memory stays bounded; the scheduler calls it now and then."""

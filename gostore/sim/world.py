@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Self, TypeVar
@@ -38,6 +39,9 @@ CALLBACKS_MAX = 200_000_000
 
 CLIENT = "client"
 
+# Lines of its log that a node keeps.
+LOG_LINES_MAX = 1_000
+
 # How long a sync takes: a log-normal distribution around what a solid-state disk needs for one file. Seconds.
 SYNC_S = 0.000_3
 SYNC_SIGMA = 0.5
@@ -60,10 +64,15 @@ class SimNode:
         self.processor = processor
         self.main = main
         self.incarnation = 0
+        self.log_lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        """What the node has logged, with its own wall clock; it outlives the processes."""
         self.task: SimTask | None = None
         self.loop: SimLoop
         self.env: Env
         self._scheduler = world.scheduler
+        # Not one of logging's own: those are shared by all worlds, and are never freed.
+        self._log = logging.Logger(f"gostore.{name}", logging.INFO)
+        self._log.addHandler(_Lines(self.log_lines))
         self._disk_rng = world.scheduler.rng(f"sync:{name}")
 
     def __repr__(self) -> str:
@@ -85,14 +94,14 @@ class SimNode:
         self.host.down = False
         # typeshed calls abstract what asyncio lets raise NotImplementedError: descriptors, subprocesses, signals.
         self.loop = SimLoop(  # type: ignore[abstract]
-            scheduler, self.name, self.host, self.clock, self.processor
+            scheduler, self.name, self.host, self.clock, self.processor, self._log
         )
         self.env = Env(
             name=self.name,
             clock=self.clock,
             rng=scheduler.rng(f"node:{self.name}:{self.incarnation}"),
             disk=self.disk,
-            log=logging.getLogger(f"gostore.{self.name}"),
+            log=self._log,
         )
         self.env.on_fatal = self._fatal
         if self.main is not None:
@@ -126,6 +135,18 @@ class SimNode:
         self.host.net.power_cut(self.host)
         self.stop_process()
         self.disk.power_cut()
+
+
+class _Lines(logging.Handler):
+    """Keeps the last lines that were logged."""
+
+    def __init__(self, lines: deque[str]) -> None:
+        super().__init__()
+        self._lines = lines
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.extend(self.format(record).splitlines())
 
 
 class World:

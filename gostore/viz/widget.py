@@ -84,7 +84,9 @@ class ClusterView(_View):
 
     def __init__(self, source: Source, *, update_s: float = UPDATE_S) -> None:
         self._source = source
-        self._lock = threading.RLock()
+        # Two locks, so that the client thread never waits for a drawing. Never take the second inside the first.
+        self._counting = threading.Lock()
+        self._drawing = threading.RLock()
         self._sampler = Sampler()
         self._gauges = Gauges()
         self._mark: dict[str, Any] | None = None
@@ -96,11 +98,11 @@ class ClusterView(_View):
         picture, ring = self._drawn()
         super().__init__(picture=picture, ring=ring)
         self.on_msg(self._on_message)
-        with self._lock:  # what arrives meanwhile waits; an event that comes both ways is one line of the ticker
+        with self._counting:  # what arrives meanwhile waits; an event that comes both ways is one line of the ticker
             self._unsubscribe: Callable[[], None] = source.journal.subscribe(self._on_event)
             for event in source.journal.recent(LINES_MAX, kinds=SHOWN):
                 self._sampler.ticker.add(event)
-            self._draw()
+        self._draw()
         self._ticks = Pump(self._tick, interval_s=update_s, name="gostore-view-ticks")
         self._snapshots = Pump(
             self._refresh, interval_s=SNAPSHOT_S, rest_s=SNAPSHOT_REST_S, name="gostore-view-snapshots"
@@ -118,7 +120,7 @@ class ClusterView(_View):
 
     def graph(self) -> nx.DiGraph:
         """The graph that the picture was last drawn from."""
-        with self._lock:
+        with self._drawing:
             return graph_of(copy.deepcopy(self._snapshot))
 
     def show_key(self, key: str) -> None:
@@ -144,19 +146,20 @@ class ClusterView(_View):
     # -- in the client thread
 
     def _on_event(self, event: Event) -> None:
-        with self._lock:
+        with self._counting:
             self._sampler.add(event)
 
     # -- in the view's threads
 
     def _tick(self) -> None:
-        with self._lock:
+        with self._counting:
             pulses, lines, states = self._sampler.take()
-            snapshot = apply_states(self._snapshot, states)
-            if snapshot is not self._snapshot:
-                self._snapshot = snapshot
-                self._draw()
         if states:
+            with self._drawing:
+                snapshot = apply_states(self._snapshot, states)
+                if snapshot is not self._snapshot:
+                    self._snapshot = snapshot
+                    self._draw()
             self._snapshots.nudge()
         # Also when nothing happened: the front end tells a quiet cluster from a dead kernel by it.
         self.send({"type": "tick", "pulses": pulses, "lines": lines})
@@ -165,9 +168,9 @@ class ClusterView(_View):
         try:
             snapshot, note = self._source.snapshot_sync(), ""
         except Exception as error:  # whatever it was: the view says so and tries again
-            with self._lock:
+            with self._drawing:
                 snapshot, note = self._snapshot, f"no answer: {error or type(error).__name__}"
-        with self._lock:
+        with self._drawing:
             self._snapshot, self._note = snapshot, note
             self._gauges.add(snapshot)
             self._draw()
@@ -177,25 +180,26 @@ class ClusterView(_View):
             self._snapshots.stop()
 
     def _end(self) -> None:
-        with self._lock:
+        with self._drawing:
             if self._ended:
                 return
             self._ended = True
-        # Without the lock: the client thread may wait for it in ``_on_event``, and we for the client thread here.
         self._unsubscribe()
 
     def _drawn(self) -> tuple[Picture, dict[str, Any]]:
         graph = graph_of(self._snapshot)
-        picture = with_traffic(cluster_picture(graph), self._gauges, self._sampler.ticker)
+        with self._counting:
+            picture = with_traffic(cluster_picture(graph), self._gauges, self._sampler.ticker)
         picture["mark"], picture["note"] = self._mark, self._note
         return picture, ring_of(graph)
 
     def _draw(self) -> None:
-        """Set the traits; called with the lock held, so that an older picture never replaces a newer one."""
-        picture, ring = self._drawn()
-        if ring != self.ring:
-            self.ring = ring
-        self.picture = picture
+        """Set the traits; one thread at a time, so that an older picture never replaces a newer one."""
+        with self._drawing:
+            picture, ring = self._drawn()
+            if ring != self.ring:
+                self.ring = ring
+            self.picture = picture
 
     # -- from the front end, in the kernel's thread or a subshell's
 
@@ -214,7 +218,7 @@ class ClusterView(_View):
             self._set_mark({"words": f"{text}: {error}", "owners": None, "ticks": []})
 
     def _set_mark(self, mark: dict[str, Any] | None) -> None:
-        with self._lock:
+        with self._drawing:
             self._mark = mark
             self._draw()
 
@@ -266,7 +270,8 @@ def _graph_ring(graph: nx.Graph) -> dict[str, Any]:
 def key_mark(key: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """A key's place as the front end draws it: ``{"words", "owners", "ticks": [{"turn", "owners", "main"}]}``."""
     owners = list(found["owners"])
-    words = f"{key} · token 0x{found['token'][:4]}… → {', '.join(owners) or 'nobody'}"
+    # The answer first: the line may be cut at its end.
+    words = f"{', '.join(owners) or 'nobody'} · token 0x{found['token'][:4]}… · {key}"
     return {"words": words, "owners": owners, "ticks": [_mark_tick(found["token"], owners, main=True)]}
 
 
@@ -280,7 +285,8 @@ def file_mark(path: str, found: Mapping[str, Any]) -> dict[str, Any]:
     for chunk in chunks[:CHUNKS_MARKED_MAX]:
         holders.update(dict.fromkeys(chunk.get("held") or chunk["owners"]))
         mark["ticks"].append(_mark_tick(chunk["token"], chunk["owners"], main=False))
-    mark["words"] += f" · {plural(len(chunks), 'chunk')} on {', '.join(holders)}"
+    owners, rest = mark["words"].split(" · ", 1)
+    mark["words"] = f"{owners} · {plural(len(chunks), 'chunk')} on {', '.join(holders)} · {rest}"
     return mark
 
 

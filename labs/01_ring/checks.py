@@ -21,7 +21,7 @@ def owners_are_distinct_known_and_enough(ring, rng):
             owners = placement.owners(key)
             assert len(set(owners)) == len(owners), f"owners({key!r}) = {owners}: a node twice"
             assert set(owners) <= set(names(count)), f"owners({key!r}) = {owners}: a node that is not there"
-            assert len(owners) == min(3, count), f"owners({key!r}) = {owners}: expected {min(3, count)} with {count} nodes"
+            assert len(owners) == min(3, count), f"owners({key!r}) = {owners} of {count} nodes, not {min(3, count)}"
 
 
 @check(points=1, hint="Sort what you build from: dictionaries differ in order, and hash() differs between processes.")
@@ -52,7 +52,7 @@ def virtual_nodes_even_the_load(ring, rng):
     assert max(load.values()) < 2 * 1000, f"the fullest node owns {max(load.values())} of 8000 keys; even is 1000"
 
 
-@check(points=2, hint="When the first owner is gone, the second one must already hold the key: walk on around the ring.")
+@check(points=2, hint="When the first owner is gone, the second must already hold the key: walk on around the ring.")
 def the_next_owner_takes_over(ring, rng):
     nodes = names(6)
     placement = ring(nodes, 3, 64)

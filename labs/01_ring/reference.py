@@ -1,6 +1,7 @@
 """The reference solution of lab 01: consistent hashing with virtual nodes.
 
-Karger and others: "Consistent Hashing and Random Trees" (STOC 1997); virtual nodes as in Dynamo (SOSP 2007), section 6.2.
+Karger and others: "Consistent Hashing and Random Trees" (STOC 1997); virtual nodes as in Dynamo (SOSP 2007),
+section 4.2.
 """
 
 import bisect

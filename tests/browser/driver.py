@@ -202,13 +202,16 @@ class Lab:
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, self.root / name)
 
-    def kernels(self) -> list[psutil.Process]:
-        """The kernels' processes."""
-        return [
-            process
-            for process in psutil.Process(self.process.pid).children()
-            if any("ipykernel" in word for word in process.cmdline())
-        ]
+    def kernel_of(self, notebook: str) -> str:
+        """The id of the kernel that runs a notebook."""
+        return next(str(s["kernel"]["id"]) for s in self.api("sessions") if s["path"] == notebook)
+
+    def processes_of(self, kernel: str) -> list[psutil.Process]:
+        """A kernel's process, and after it all that it started, however deep."""
+        for process in psutil.Process(self.process.pid).children():
+            if any(kernel in word for word in process.cmdline()):
+                return [process, *process.children(recursive=True)]
+        raise AssertionError(f"there is no process of kernel {kernel}")
 
     def stop(self) -> None:
         """End the server and everything of its session; kernels end with it."""
@@ -267,6 +270,11 @@ class Page:
 
     def prompt(self, index: int) -> str:
         return str(self.cells()[index].find_element(By.CSS_SELECTOR, ".jp-InputPrompt").text)
+
+    def errors(self) -> list[str]:
+        """What cells raised, as far as it is still shown."""
+        query = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+        return [output.text for output in self.find(query)]
 
     def output(self, index: int) -> str:
         """The text of a cell's outputs; errors are in it."""

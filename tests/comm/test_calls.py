@@ -468,3 +468,29 @@ def test_a_passive_call_waits_to_be_nudged() -> None:
     assert core.answered(call.id) is None
     assert core.due(5.0) == [(calls.TIMEOUT, call)]
     assert core.nudge(call, 5.1) == calls.WAIT
+
+
+def test_a_new_session_takes_the_old_ones_calls_with_it() -> None:
+    core, conversation = Caller(LIMITS, random.Random(1)), Conversation("b")
+    call, _ = core.start(conversation, 0.0, 50.0)
+    core.met(conversation, 1)
+    core.greeted(conversation, core.greeting(conversation, 0.0), 1, 9, 0.0)
+    core.sent(call)
+    later, action = core.start(conversation, 10.0, 50.0)  # idle for long
+    assert action == calls.HELLO
+    hello_id = core.greeting(conversation, 10.0)
+    assert core.greeted(conversation, hello_id + 1, 1, 10, 10.0) == ([], [])  # some hello of the past
+    assert core.greeted(conversation, hello_id, 1, 10, 10.0) == ([call], [later])
+    assert call.done
+
+
+def test_a_request_of_a_former_session_is_refused() -> None:
+    callee = Callee(LIMITS)
+    former = callee.hello("a", 1)
+    assert callee.hello("a", 1) == former
+    callee.forget("a")
+    number = callee.hello("a", 1)
+    assert number > former
+    assert callee.request(callee.session("a"), former, 1, 1) == calls.REFUSE
+    assert callee.request(callee.session("a"), number, 1, 1) == calls.RUN
+    assert callee.request(None, number, 2, 1) == calls.REFUSE

@@ -356,6 +356,46 @@ def test_a_restarted_caller_does_not_get_its_former_answers(run_net: Run) -> Non
     run_net(scenario)
 
 
+def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(run_net: Run) -> None:
+    async def scenario(net: Net) -> None:
+        a, b, c = [await net.node(name) for name in "abc"]
+        for node in (b, c):
+            node.echo.gate.clear()
+        task = asyncio.ensure_future(a.endpoint.call("b", "echo", "held", "old"))
+        await until(lambda: "old" in b.echo.ran)
+        address = a.endpoint.address
+        await a.stop()
+        with pytest.raises(Unavailable):
+            await task
+        again = await net.node("a", incarnation=2, address=address)
+        new = asyncio.ensure_future(again.endpoint.call("c", "echo", "held", "new"))  # the same id as "old"
+        await until(lambda: "new" in c.echo.ran)
+        b.echo.gate.set()  # b does not know yet that a has restarted
+        await until(lambda: again.statistic("dropped_stale") == 1)
+        c.echo.gate.set()
+        assert (await new).value == "new"
+
+    run_net(scenario)
+
+
+def test_a_frame_held_back_does_not_enter_another_life(run_net: Run) -> None:
+    async def scenario(net: Net) -> None:
+        a, b = await net.node("a"), await net.node("b")
+        await a.endpoint.call("b", "echo", "echo", "warm")
+        a.endpoint.links.set("b", "out", delay_s=0.5)
+        a.endpoint.cast("b", "echo", "echo", "late")
+        a.endpoint.links.clear()
+        address = b.endpoint.address
+        await b.stop()
+        again = await net.node("b", incarnation=2, address=address)
+        await again.endpoint.call("a", "echo", "echo", "hello")
+        await a.endpoint.call("b", "echo", "echo", "now")
+        await until(lambda: a.statistic("dropped_stale") + again.statistic("refused") == 1)
+        assert again.echo.ran == {"now": 1}
+
+    run_net(scenario)
+
+
 def test_an_idle_link_asks_before_it_sends(run_net: Run) -> None:
     async def scenario(net: Net) -> None:
         a, b = await net.node("a"), await net.node("b")
@@ -642,6 +682,7 @@ def test_forget_ends_what_is_under_way(run_net: Run) -> None:
         b.echo.gate.set()
         # Counters go on where they were: the peer's replay window knows the old ones.
         assert (await a.endpoint.call("b", "echo", "echo", 1)).value == 1
+        assert b.statistic("dropped_replayed") == 0
 
     run_net(scenario)
 

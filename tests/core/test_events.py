@@ -46,7 +46,9 @@ def test_a_misspelt_event_is_an_error() -> None:
         events.publish("view", epoch=1, onlin=[])
 
 
-@pytest.mark.parametrize("wire", [None, [], ["n1", 1, "nonsense", 1, 1.0, None, {}], ["n1", "1", "view", 1, 1.0, None, {}]])
+@pytest.mark.parametrize(
+    "wire", [None, [], ["n1", 1, "nonsense", 1, 1.0, None, {}], ["n1", "1", "view", 1, 1.0, None, {}]]
+)
 def test_foreign_events_are_refused(wire: object) -> None:
     with pytest.raises(ValueError, match="not an event"):
         Event.from_wire(wire)

@@ -24,7 +24,9 @@ def slot() -> Iterator[Slot]:
 
 
 def test_a_policy_is_compiled_checked_and_used() -> None:
-    cls = load_policy("picking", PolicySource("Last", "class Last:\n    def pick(self, items):\n        return items[-1]\n"))
+    cls = load_policy(
+        "picking", PolicySource("Last", "class Last:\n    def pick(self, items):\n        return items[-1]\n")
+    )
     assert cls().pick([1, 2]) == 2
 
 

@@ -33,7 +33,7 @@ def test_silenced_generators_do_not_run_when_they_are_freed():
         return made
 
     one, two, three = started("one"), started("two"), started("three")
-    assert graveyard.silence([{"deep": [(one,)]}, lambda: two]) == 2
+    assert graveyard.silence([{"deep": [(one,)]}, lambda held=two: held]) == 2
     del one, two
     assert ran == []
     del three
@@ -96,7 +96,7 @@ def test_even_what_the_walk_does_not_find_cannot_act(monkeypatch):
     async def main(node):
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, (node.address, 1))
-        reader, writer = await asyncio.open_connection("n1", 80)
+        _, writer = await asyncio.open_connection("n1", 80)
         try:
             await asyncio.Event().wait()
         finally:
@@ -128,7 +128,13 @@ class Data(asyncio.DatagramProtocol):
 async def busy(node):
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(Data, (node.address, 1))
-    server = await asyncio.start_server(lambda r, w: asyncio.sleep(3), node.address, 80)
+    accepted = []
+
+    async def accept(reader, writer):
+        accepted.append(writer)
+        await asyncio.sleep(3)
+
+    server = await asyncio.start_server(accept, node.address, 80)
     node.env.disk.open("file", create=True).append(bytes(10_000))
     for i in range(20):
         node.env.tasks.start(asyncio.sleep(100 + i), name=f"sleep {i}")

@@ -464,7 +464,7 @@ def test_buffered_protocols_and_split_segments():
         talk(world, client(world))
 
 
-def test_a_factory_that_raises_and_tls(caplog):
+def test_a_factory_that_raises_and_tls():
     async def main(node):
         await asyncio.get_running_loop().create_server(lambda: 1 / 0, node.address, 80)
 

@@ -185,7 +185,9 @@ class Kit:
     @staticmethod
     def env(disk: Any, seed: int = 0) -> Env:
         """``env.fatals`` lists what the node was stopped for."""
-        env = Env("n1", FixedClock(), random.Random(seed), disk, logging.getLogger("gostore.n1"))
+        log = logging.getLogger("gostore.tests.storage")
+        log.disabled = True  # thousands of planned crashes
+        env = Env("n1", FixedClock(), random.Random(seed), disk, log)
         env.fatals = fatals = []  # type: ignore[attr-defined]
         env.on_fatal = fatals.append
         return env

@@ -196,7 +196,7 @@ def test_closing_ends_threads_and_subscription_and_may_be_done_twice(cluster: Cl
 def test_a_key_and_its_replicas(view: ClusterView) -> None:
     view.show_key("user:7")
     mark = view.picture["mark"]
-    assert mark["words"] == "user:7 · token 0x8000… → n2, n3"
+    assert mark["words"] == "n2, n3 · token 0x8000… · user:7"
     assert mark["ticks"] == [{"turn": 0.5, "owners": ["n2", "n3"], "main": True}]
     view.show_nothing()
     assert view.picture["mark"] is None
@@ -205,15 +205,15 @@ def test_a_key_and_its_replicas(view: ClusterView) -> None:
 def test_a_file_and_its_chunks(view: ClusterView) -> None:
     view.show_file("/notes/raft.md")
     mark = view.picture["mark"]
-    assert mark["words"] == "/notes/raft.md · token 0x8000… → n2, n3 · 1 chunk on n1"
+    assert mark["words"] == "n2, n3 · 1 chunk on n1 · token 0x8000… · /notes/raft.md"
     assert [tick["turn"] for tick in mark["ticks"]] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("user:7", "user:7 · token"),
-        (" /notes/raft.md ", "/notes/raft.md · token"),
+        ("user:7", "n2, n3 · token"),
+        (" /notes/raft.md ", "n2, n3 · 1 chunk"),
         ("/nowhere", "/nowhere: /nowhere: there is no such file"),
     ],
 )

@@ -72,9 +72,7 @@ class Feed:
         if self._rate < 0:
             return True
         now = asyncio.get_running_loop().time()
-        self._allowance = min(
-            max(1.0, self._rate / 10), self._allowance + (now - self._refilled_s) * self._rate
-        )
+        self._allowance = min(max(1.0, self._rate / 10), self._allowance + (now - self._refilled_s) * self._rate)
         self._refilled_s = now
         if self._allowance < 1.0:
             return False

@@ -121,7 +121,7 @@ class AdminService:
         return ["candidate"] if self._env.name in view.masters else []
 
     def _unsettled(self, me: Member | None) -> list[str]:
-        if me is None or not me.online or me.incarnation != self._endpoint.incarnation:
+        if me is None or not me.online or me.incarnation < self._endpoint.incarnation:
             return ["has not joined yet"]
         return [f"suspects {name}" for name in self._membership.suspected()]
 

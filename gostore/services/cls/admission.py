@@ -19,7 +19,7 @@ next takes its place after :attr:`Patience.rebirth_s`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,16 +81,22 @@ class Admission:
         if saved is not None and me is not None and me.state is not NodeState.LEFT:
             await self._return(saved, contacts)
         elif contacts:
-            await self._join_through(contacts, give_up_s=cls.now_s() + self._patience.join_s)
+            await self._join_through(lambda: contacts, give_up_s=cls.now_s() + self._patience.join_s)
         else:
-            await cls.commit_own(masters.birth(cls.view, self._request(), cls.policy))
+            await cls.commit_first(masters.birth(cls.view, self._request(), cls.policy), cls.view)
 
     async def again(self) -> None:
         """Return when this node, which was expelled, is a member again."""
         cls = self._cls
-        others: list[str | Address] = [name for name in cls.view.online if name != cls.name]
-        cls.env.rng.shuffle(others)
-        await self._join_through([*others, *self._contacts()], give_up_s=None)
+
+        def contacts() -> list[str | Address]:
+            others: list[str | Address] = [
+                name for name, member in cls.view.members.items() if member.live and name != cls.name
+            ]
+            cls.env.rng.shuffle(others)
+            return [*others[:ASKED_MAX], *self._contacts()]
+
+        await self._join_through(contacts, give_up_s=None)
 
     def _contacts(self) -> list[str | Address]:
         """``config.join`` without ourselves. A contact is HOST:TCP_PORT, so its UDP port is not known (0)."""
@@ -108,12 +114,12 @@ class Admission:
             weight=cls.weight,
         )
 
-    async def _join_through(self, contacts: Sequence[str | Address], give_up_s: float | None) -> None:
+    async def _join_through(self, contacts: Callable[[], Sequence[str | Address]], give_up_s: float | None) -> None:
         cls, patience = self._cls, self._patience
         wait_s, answer_s = patience.round_s, patience.first_s
         while True:
             last: GoStoreError = Unavailable("there is nobody to join through")
-            for contact in contacts:
+            for contact in contacts():
                 try:
                     await self._ask_to_join(contact, answer_s)
                 except (AlreadyExists, BadRequest):
@@ -124,8 +130,8 @@ class Admission:
                     return
             if give_up_s is not None and cls.now_s() >= give_up_s:
                 raise Unavailable(
-                    f"{cls.name} found no cluster to join at {', '.join(cls.config.join)} in {patience.join_s:.0f} s; "
-                    f"last: {last.message}"
+                    f"{cls.name} found no cluster to join at {', '.join(cls.config.join)} in {patience.join_s:.0f} s "
+                    f"(if a node of this name runs already, choose another); last: {last.message}"
                 )
             await asyncio.sleep(wait_s * cls.env.rng.uniform(0.5, 1.5))
             wait_s = min(2 * wait_s, patience.round_s_max)
@@ -177,11 +183,9 @@ class Admission:
             return
         if any(answer.member for answer in answers):
             # They run, and wait for us: we restarted before they missed us.
-            cls.resume(saved)
-            await cls.commit_own(masters.comeback(saved, self._request()))
-        elif saved.masters[:1] == (cls.name,) or waited_s >= self._patience.rebirth_s:
-            cls.resume(saved)
-            await cls.commit_own(masters.rebirth(saved, self._request()))
+            await cls.commit_first(masters.comeback(saved, self._request()), saved)
+        elif saved.master == cls.name or waited_s >= self._patience.rebirth_s:
+            await cls.commit_first(masters.rebirth(saved, self._request()), saved)
 
     async def _ask_around(self, saved: View, contacts: Sequence[str | Address]) -> list[_Answer]:
         cls = self._cls

@@ -131,14 +131,13 @@ def has_quorum(view: View, alive: Container[str]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """A node asks to be a member. ``former_answers``: the one that is a member under this name was asked, and lives."""
+    """A node asks to be a member."""
 
     name: str
     address: Address
     rest_port: int
     incarnation: int
     weight: float = 1.0
-    former_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +268,11 @@ class _Draft:
 
 
 def _join(draft: _Draft, join: Join) -> None:
-    """Raises :class:`AlreadyExists` when the name is taken, or this one is not its latest life."""
+    """Raises :class:`AlreadyExists` when the name is taken, or this one is not its latest life.
+
+    A higher incarnation is the same node in a later life: it comes from the same data directory, which one process
+    at a time can use, and comm already hears the later life only.
+    """
     old = draft.members.get(join.name)
     try:
         new = Member(
@@ -288,16 +291,13 @@ def _join(draft: _Draft, join: Join) -> None:
         return
     if old.live and (old.incarnation, old.address) == (join.incarnation, join.address):
         return  # asked twice
-    if old.live and join.former_answers:
-        raise AlreadyExists(
-            f"a node {join.name!r} is {old.state} at {old.address} and answers: choose another name for the one at "
-            f"{join.address}"
-        )
     if join.incarnation <= old.incarnation:
+        doing = f"is {old.state} at {old.address}" if old.live else f"was here (it is {old.state} now)"
         raise AlreadyExists(
-            f"a node {join.name!r} was here in incarnation {old.incarnation} and this one comes in {join.incarnation}: "
-            "it does not remember its earlier life (a new or lost data directory); choose another name",
+            f"a node {join.name!r} {doing}, in incarnation {old.incarnation}; the one at {join.address} comes in "
+            f"{join.incarnation}, so it is another node, or has lost its data directory: choose another name",
             incarnation=old.incarnation,
+            live=old.live,
         )
     if old.live:
         # It restarted before anybody missed it.
@@ -366,8 +366,11 @@ def comeback(view: View, join: Join) -> NodeEvent:
 
 
 def leader_of_rebirth(view: View, back: Iterable[str]) -> str | None:
-    """Of those that are back after a restart of the cluster, who leads; ``None`` while they are no quorum."""
+    """Of those that are back after a restart of the cluster, who leads; ``None`` while they are no quorum.
+
+    The master of the view that was saved, or the first of its masters ring that is back.
+    """
     here = frozenset(back)
     if not has_quorum(view, here):
         return None
-    return next((name for name in view.masters if name in here), None)
+    return view.master if view.master in here else next((name for name in view.masters if name in here), None)

@@ -1,11 +1,11 @@
 """Membership as a service: performs the effects of the pure cores, in one order for all who watch.
 
 Three cores work here: ``swim`` finds who does not answer, ``masters`` decides, ``gossip`` spreads what was decided. The
-view changes in two ways only, and both hold ``_lock``: the master *commits* an event (it is in the log and synced before
-it takes effect), and everybody *follows* (applies events in the order of their epochs, or adopts a whole view that is
-newer). Watchers are called synchronously then.
+view changes in two ways only, and both hold ``_lock``: the master *commits* an event (it is in the log and synced
+before it takes effect), and everybody *follows* (applies events in the order of their epochs, or adopts a whole view
+that is newer). Watchers are called synchronously then.
 
-All decisions of the master are committed by :meth:`ClsService._commit`.
+All decisions of the master are committed by :meth:`ClsService.commit`; how it comes to them is in ``leader``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from gostore.cluster import DEFAULT_POLICY, Member, MemberChange, NodeState, RingCache, RingSpec, View, Watchers
-from gostore.cluster import changes_between
+from gostore.cluster import (
+    DEFAULT_POLICY,
+    Member,
+    MemberChange,
+    NodeState,
+    RingCache,
+    RingSpec,
+    View,
+    Watchers,
+    changes_between,
+)
 from gostore.comm import Call, Endpoint, remote, service
 from gostore.config import NodeConfig
 from gostore.core.address import Address
@@ -24,7 +33,6 @@ from gostore.core.errors import (
     BadRequest,
     Fenced,
     GoStoreError,
-    NotOwner,
     PolicyError,
     Timeout,
     Unavailable,
@@ -34,22 +42,11 @@ from gostore.env import Env
 from gostore.services.cls import gossip, masters, swim
 from gostore.services.cls.admission import Admission, Patience, all_offline
 from gostore.services.cls.gossip import Gossip, Item
-from gostore.services.cls.history import History, reserve_incarnations
-from gostore.services.cls.masters import Dead, Depart, Install, Join, Master, NodeEvent, Request
+from gostore.services.cls.history import INCARNATIONS_LEFT_MIN, History, reserve_incarnations
+from gostore.services.cls.leader import Leader
+from gostore.services.cls.masters import Depart, Install, Join, NodeEvent
 from gostore.services.cls.swim import Message, Rumour, Swim
 from gostore.storage import Wal
-
-REQUESTS_MAX: Final = 4096
-"""Requests that wait for the master's next event; more are refused as unavailable."""
-
-BATCH_MAX: Final = 256
-"""Requests decided together; bounds the size of an event."""
-
-ROLL_CALL_PERIODS: Final = 2
-"""The roll is called for this many probe periods: time for a second attempt."""
-
-ROLL_CALL_PAUSE_PERIODS: Final = 5
-"""Between two roll calls, when the first found no quorum."""
 
 LEAVE_TIMEOUT_S: Final = 60.0
 """What a leaving node holds must have been given away by then."""
@@ -92,25 +89,21 @@ class ClsService:
         """Whether this node is in its view, alive, in its present incarnation."""
         self._history = History(wal)
         self._admission = Admission(self, patience or Patience())
-        self._master = Master(
-            self.name,
-            expect=config.cls.expect,
-            expect_timeout_s=config.cls.expect_timeout_s,
-            masters_max=config.cls.masters_max,
-        )
-        self._tunables = swim.PROFILES[config.cls.profile]
-        self._lock = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._requests: list[tuple[Request, asyncio.Future[int]]] = []
+        self.tunables = swim.PROFILES[config.cls.profile]
+        self.lock = asyncio.Lock()
+        """Held by whoever changes the view."""
+        self._leader = Leader(self)
+        self._swim = Swim(self.name, endpoint.incarnation, self.tunables, env.rng, 0.0)
+        self._gossip: Gossip[NodeEvent] = Gossip(self.name, gossip.PROFILES[config.cls.profile], env.rng)
         self._waiters: list[tuple[Callable[[View], bool], asyncio.Future[View]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._roll_call_s = 0.0
         self._ceiling = 0
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._saved: View | None = None
+        self._running = False
         self._ready = False
-        self._stopped = False
+        self._expelled = False
+        self._unsynced = False
         self._messages = 0
 
     # Life
@@ -122,32 +115,29 @@ class ClsService:
         for as long as it takes, for a quorum of those who were online. Raises :class:`AlreadyExists` when the name is
         taken, :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
         """
-        now_s, rng = self.now_s(), self.env.rng
-        self._swim = Swim(self.name, self.endpoint.incarnation, self._tunables, rng, now_s)
-        self._gossip: Gossip[NodeEvent] = Gossip(self.name, gossip.PROFILES[self.config.cls.profile], rng)
+        self._swim.begin(self.now_s())
         self._ceiling = await reserve_incarnations(self.env, self.endpoint.incarnation)
         self._saved = self._history.load(self.cache)
         if self._saved is not None:
             self._install(all_offline(self._saved), (), ())
-        self._busy["master"] = self.env.tasks.start(self._lead_forever(), name="cls-master")
+        self._running = True
+        self._background("leader", self._leader.run())
         self._arm()
         await self._admission.enter(self._saved)
 
     async def stop(self) -> None:
         """End without a word: to the others this node is dead, and will be found so."""
-        self._stopped = True
-        self.is_member = False
-        for timer in (self._timer, self._alarm):
-            if timer is not None:
-                timer.cancel()
+        self._running = self.is_member = False
+        if self._timer is not None:
+            self._timer.cancel()
+        error = Unavailable(f"{self.name} has stopped")
+        self._leader.stop(error)
         for task in tuple(self._busy.values()):
             task.cancel()
             await asyncio.wait([task])
-        error = Unavailable(f"{self.name} has stopped")
-        for future in [future for _, future in self._requests] + [future for _, future in self._waiters]:
+        for _, future in self._waiters:
             if not future.done():
                 future.set_exception(error)
-        self._requests, self._waiters = [], []
 
     async def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> None:
         """Go for good: leave the rings, give away what is held (:attr:`drains`), and be forgotten.
@@ -165,9 +155,10 @@ class ClsService:
         await self._depart(NodeState.DISCONNECTING)
 
     async def _depart(self, state: NodeState) -> None:
-        master = self._acting() or self.name
-        reply = await self.endpoint.call(master, "cls", "depart", self.incarnation, state.value)
-        await self.wait_view(lambda view: view.epoch >= reply.value, self.config.comm.timeout_s)
+        master = self.acting_master() or self.name
+        epoch = (await self.endpoint.call(master, "cls", "depart", self.incarnation, state.value)).value
+        if state is not NodeState.LEFT:  # who has left is told nothing any more
+            await self.wait_view(lambda view: view.epoch >= epoch, self.config.comm.timeout_s)
 
     # What others in this node use
 
@@ -179,6 +170,14 @@ class ClsService:
     @property
     def is_master(self) -> bool:
         return self.is_member and self.view.master == self.name
+
+    def acting_master(self) -> str | None:
+        """Who leads as seen from here: the first of the masters ring that was not found dead."""
+        return masters.acting_master(self.view, self.found_dead())
+
+    def found_dead(self) -> dict[str, int]:
+        """name -> incarnation of members that this node found dead and the master has not declared so."""
+        return self._swim.in_status(swim.DEAD)
 
     def address(self, name: str) -> Address | None:
         """comm's resolver: where a member is, the latest that is known; ``None`` for strangers and those who left."""
@@ -192,9 +191,8 @@ class ClsService:
     def statistics(self) -> dict[str, Any]:
         """``messages`` sent by cls, the counts of both cores, the epoch and the rings built."""
         found: dict[str, Any] = {"epoch": self.view.epoch, "messages": self._messages, "rings_built": self.cache.built}
-        if self._timer is not None:
-            found.update({f"swim_{key}": count for key, count in self._swim.counts.items()})
-            found.update({f"gossip_{key}": count for key, count in self._gossip.counts.items()})
+        found.update({f"swim_{key}": count for key, count in self._swim.counts.items()})
+        found.update({f"gossip_{key}": count for key, count in self._gossip.counts.items()})
         return found
 
     async def wait_view(self, predicate: Callable[[View], bool], timeout_s: float) -> View:
@@ -217,12 +215,12 @@ class ClsService:
                 self._waiters.remove(entry)
 
     async def set_placement(self, policy: PolicySource | None) -> int:
-        """Replace the placement of the global ring on all nodes, ``None``: by the default; the epoch from which it rules.
+        """Replace the placement of the global ring on all nodes (``None``: by the default); the epoch of the change.
 
         Raises :class:`PolicyError` when the class does not fit the slot; nothing changes then.
         """
         wire = (policy or DEFAULT_POLICY).to_wire()
-        master = self._acting() or self.name
+        master = self.acting_master() or self.name
         epoch = int((await self.endpoint.call(master, "cls", "install_placement", wire)).value)
         await self.wait_view(lambda view: view.epoch >= epoch, self.config.comm.timeout_s)
         return epoch
@@ -235,7 +233,6 @@ class ClsService:
     @remote
     async def join(self, call: Call, address: list[Any], rest_port: int, incarnation: int, weight: float) -> list[Any]:
         """A node asks to be a member; the answer is ``[master, view]``."""
-        self._at_master(call)
         try:
             where = Address.from_wire(address)
         except ValueError as error:
@@ -243,49 +240,29 @@ class ClsService:
         if where.host in ("0.0.0.0", "::", ""):  # noqa: S104
             # It listens everywhere; what others can reach is where its packets come from.
             where = Address(call.source_address.host, where.tcp_port, where.udp_port)
-        join = Join(
-            name=call.source,
-            address=where,
-            rest_port=rest_port,
-            incarnation=incarnation,
-            weight=weight,
-            former_answers=await self._former_answers(call.source, where),
-        )
-        await self._decide(join)
+        join = Join(name=call.source, address=where, rest_port=rest_port, incarnation=incarnation, weight=weight)
+        await self._leader.decide(call, join)
         return [self.name, self.view.to_wire()]
-
-    async def _former_answers(self, name: str, address: Address) -> bool:
-        """Whether the member that has this name already, elsewhere, is alive."""
-        former = self.view.members.get(name)
-        if former is None or not former.live or former.address == address:
-            return False
-        try:
-            to = Address(former.address.host, former.address.tcp_port, 0)
-            reply = await self.endpoint.call(to, "cls", "state", 0, 0, timeout_s=self._roll_call_timeout_s, attempts=2)
-        except GoStoreError:
-            return False
-        return isinstance(reply.value, dict) and reply.value.get("name") == name
 
     @remote
     async def depart(self, call: Call, incarnation: int, state: str) -> int:
         """A member announces that it disconnects, leaves or has left; the answer is the epoch."""
-        self._at_master(call)
         departures = (NodeState.DISCONNECTING, NodeState.LEAVING, NodeState.LEFT)
         if state not in departures:
             raise BadRequest(f"state = {state!r}: allowed are {', '.join(departures)}")
-        return await self._decide(Depart(call.source, incarnation, NodeState(state)))
+        return await self._leader.decide(call, Depart(call.source, incarnation, NodeState(state)))
 
     @remote
     async def install_placement(self, call: Call, policy: dict[str, Any]) -> int:
         """Another placement for all, ``{"name", "source"}``; the answer is the epoch from which it rules."""
-        self._at_master(call)
+        self._leader.require(call)
         try:
             source = PolicySource.from_wire(policy)
         except ValueError as error:
             raise BadRequest(str(error)) from None
         if source != DEFAULT_POLICY:
             self.cache.placement_class(source)
-        return await self._decide(Install(source))
+        return await self._leader.decide(call, Install(source))
 
     @remote
     async def state(self, call: Call, epoch: int, digest: int) -> dict[str, Any]:
@@ -295,7 +272,7 @@ class ClsService:
         return {
             "name": self.name,
             "member": self.is_member,
-            "master": self._acting() if self.is_member else None,
+            "master": self.acting_master() if self.is_member else None,
             "view": view.to_wire() if view is not None and newer else None,
         }
 
@@ -313,10 +290,14 @@ class ClsService:
     async def event(self, call: Call, items: list[Any]) -> None:
         """Events of the master, ``[event, path]`` each."""
         try:
-            parsed = [Item(NodeEvent.from_wire(event), tuple(map(str, path))) for event, path in items]
+            parsed: list[Item[NodeEvent]] = [
+                Item(NodeEvent.from_wire(event), tuple(map(str, path))) for event, path in items
+            ]
         except (ValueError, TypeError) as error:
             raise BadRequest(f"event: {error}") from None
-        async with self._lock:
+        if not self._running:
+            return
+        async with self.lock:
             received = self._gossip.receive(
                 call.source, parsed, self.view.version, len(self.view.members), self.now_s()
             )
@@ -338,13 +319,14 @@ class ClsService:
     @remote
     async def report(self, call: Call, name: str, incarnation: int) -> None:
         """A member suspects another; told to the master directly, so that it need not wait for the rumour."""
-        self._detect(self._swim.hear(Rumour(name, swim.SUSPECT, incarnation), self.now_s()))
-        self._arm()
+        if self._running:
+            self._detect(self._swim.hear(Rumour(name, swim.SUSPECT, incarnation), self.now_s()))
+            self._arm()
 
     def _probed(
         self, source: str, kind: str, seq: int, target: str, epoch: int, digest: int, rumours: list[Any]
     ) -> None:
-        if self._stopped:
+        if not self._running:
             return
         try:
             message = Message(kind, seq, target, tuple(Rumour.from_wire(rumour) for rumour in rumours))
@@ -361,6 +343,8 @@ class ClsService:
 
     def _on_timer(self) -> None:
         self._timer = None
+        if self._expelled:
+            self._background("rejoin", self._rejoin())
         now_s = self.now_s()
         if self._swim.due_s <= now_s:
             self._detect(self._swim.tick(now_s))
@@ -371,12 +355,12 @@ class ClsService:
                     case gossip.Tell(to, items):
                         self._cast(to, "event", [[item.event.to_wire(), list(item.path)] for item in items])
                     case gossip.Pull(source):
-                        self._pull(source)
+                        self.pull(source)
         self._arm()
 
     def _arm(self) -> None:
         """One timer for both cores."""
-        if self._stopped:
+        if not self._running:
             return
         due_s = min(self._swim.due_s, self._gossip.due_s)
         if self._timer is None or due_s < self._timer.when():
@@ -398,7 +382,7 @@ class ClsService:
                     self._cast(to, message.kind, message.seq, *self.view.version, rumours, *target)
                 case swim.Suspected(name, incarnation, first_hand):
                     events.publish("suspect", member=name, incarnation=incarnation)
-                    master = self._acting()
+                    master = self.acting_master()
                     if first_hand and master not in (None, self.name, name):
                         self._cast(str(master), "report", name, incarnation)
                 case swim.Cleared(name, incarnation):
@@ -407,10 +391,14 @@ class ClsService:
                     events.publish("refute", member=self.name, incarnation=incarnation)
                     self._extend_incarnations()
                 case swim.Died():
-                    self._wake.set()
+                    self._leader.wake()
+
+    def vouch(self, name: str) -> None:
+        """A member that was found dead has answered the roll call."""
+        self._detect(self._swim.vouch(name))
 
     def _extend_incarnations(self) -> None:
-        if self._swim.incarnation + 1 >= self._ceiling - 1:
+        if self._ceiling - self._swim.incarnation < INCARNATIONS_LEFT_MIN:
             self._background("incarnations", self._reserve())
 
     async def _reserve(self) -> None:
@@ -418,7 +406,7 @@ class ClsService:
 
     def _background(self, what: str, work: Any) -> None:
         """Run something that must not run twice at a time."""
-        if self._stopped or what in self._busy:
+        if not self._running or what in self._busy:
             work.close()
             return
         task = self._busy[what] = self.env.tasks.start(work, name=f"cls-{what}")
@@ -434,11 +422,11 @@ class ClsService:
                     changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
                     self._history.append_event(event, view)
                     self._install(view, changes, path)
-                    self._background("sync", self._history.sync())
+                    self._sync_soon()
                 case gossip.Pull(source):
-                    self._pull(source)
+                    self.pull(source)
 
-    def _pull(self, source: str) -> None:
+    def pull(self, source: str) -> None:
         self._background("pull", self._pull_from(source))
 
     async def _pull_from(self, source: str) -> None:
@@ -452,22 +440,50 @@ class ClsService:
 
     async def adopt(self, view: View, source: str) -> None:
         """Take over a whole view, if it is newer than ours; ``source``: who gave it."""
-        async with self._lock:
+        async with self.lock:
             if view.version <= self.view.version or view.cluster != self.view.cluster:
                 return
             changes = changes_between(self.view, view)
             self._history.append_view(view)
             self._install(view, changes, (source, self.name))
             self._follow(self._gossip.adopted(view.version, len(view.members), self.now_s()))
-            self._background("sync", self._history.sync())
+            self._sync_soon()
         self._arm()
 
-    def resume(self, saved: View) -> None:
-        """The view that was saved here, or by a peer, is the one to go on from. Nobody is told: the next event tells."""
-        if self._saved is None or saved.version > self._saved.version:
-            self._history.append_view(saved)
-            self._saved = saved
-        self.view = saved
+    def _sync_soon(self) -> None:
+        """A follower's copy of the history need not be durable before it acts: what it loses it is told again."""
+        self._unsynced = True
+        self._background("sync", self._sync())
+
+    async def _sync(self) -> None:
+        while self._unsynced:
+            self._unsynced = False
+            await self._history.sync()
+
+    async def commit(self, event: NodeEvent, base: View | None = None) -> None:
+        """Under the lock: the one way in which a decision of the master takes effect.
+
+        ``base``: the view that the event continues when that is not ours, but what was saved of it.
+        """
+        view = masters.apply(base or self.view, event)
+        changes = changes_between(self.view, view) if base else masters.changes_of(self.view, event)
+        self._history.append_event(event, view)
+        await self._history.sync()
+        self._install(view, changes, (self.name,))
+        self._gossip.publish(event, len(view.members), self.now_s())
+        self._arm()
+
+    async def commit_first(self, event: NodeEvent, base: View) -> None:
+        """The event by which this node begins to lead: the birth of a cluster, or its return.
+
+        Raises :class:`Fenced` when somebody else led on meanwhile.
+        """
+        async with self.lock:
+            if self.view.version > base.version:
+                raise Fenced(f"{self.name} is at epoch {self.view.epoch}; event {event.epoch} comes too late")
+            if self._saved is None or base.version != self._saved.version:
+                self._history.append_view(base)
+            await self.commit(event, base)
 
     def _install(self, view: View, changes: Sequence[MemberChange], path: Sequence[str]) -> None:
         old, self.view = self.view, view
@@ -489,7 +505,7 @@ class ClsService:
             self._ready = True
             self.env.events.publish("node_ready", epoch=view.epoch)
         self._tell_waiters()
-        self._wake.set()
+        self._leader.wake()
 
     def _track(self, member: Member) -> None:
         """Keep the detector at what the view says."""
@@ -504,24 +520,31 @@ class ClsService:
 
     def _judge_own(self, me: Member | None) -> None:
         """Are we a member, in this life? One that was expelled joins again."""
-        was_member = self.is_member
-        ours = me is not None and me.live and me.address.tcp_port == self.endpoint.address.tcp_port
-        self.is_member = ours and me is not None and self.endpoint.incarnation <= me.incarnation <= self.incarnation
-        if not was_member or self.is_member:
-            return
-        if me is not None and me.live:
+        was_member, mine = self.is_member, self.incarnation
+        here = me is not None and me.address.tcp_port == self.endpoint.address.tcp_port
+        self.is_member = me is not None and me.live and here and self.endpoint.incarnation <= me.incarnation <= mine
+        if self.is_member:
+            self._expelled = False
+        elif was_member and me is not None and me.live and me.incarnation > mine:
             self.env.fatal(f"another node has taken the name {self.name}: it is at {me.address}")
-        elif me is None or me.state is NodeState.OFFLINE:
+        elif was_member and (me is None or me.state is not NodeState.LEFT):
             self.env.log.warning("%s was taken for dead; it joins again", self.name)
             self._swim.rise(me.incarnation if me is not None else 0)
             self._extend_incarnations()
-            self._background("rejoin", self._rejoin())
+            self._expelled = True
 
     async def _rejoin(self) -> None:
-        try:
-            await self._admission.again()
-        except (AlreadyExists, BadRequest) as error:
-            self.env.fatal(f"cannot join again: {error.message}")
+        while not self.is_member:
+            try:
+                await self._admission.again()
+            except AlreadyExists as error:
+                known = error.details.get("incarnation")
+                if error.details.get("live") or not isinstance(known, int) or known < self.incarnation:
+                    self.env.fatal(f"cannot join again: {error.message}")
+                    return
+                # It died later than we knew.
+                self._swim.rise(known)
+                self._extend_incarnations()
 
     def _try_policy(self, view: View) -> None:
         name = view.policy.name if view.policy is not None else self.cache.default.__name__
@@ -541,153 +564,3 @@ class ClsService:
     def _watcher_failed(self, error: BaseException) -> None:
         self.env.log.error("%s: a watcher of the view failed", self.name, exc_info=error)
         self.env.events.publish("task_failed", task="watcher", error=f"{type(error).__name__}: {error}")
-
-    # Leading
-
-    def _acting(self) -> str | None:
-        """Who leads as seen from here."""
-        return masters.acting_master(self.view, self._swim.in_status(swim.DEAD))
-
-    def _at_master(self, call: Call) -> None:
-        """Only the master goes on; others send the request to it. Raises :class:`Unavailable` when there is none."""
-        if not self.is_member:
-            raise Unavailable(f"{self.name} is not a member yet; ask again later")
-        master = self._acting()
-        if master is None:
-            raise Unavailable("the cluster has no master now; ask again later")
-        if master != self.name:
-            call.redirect(master)
-
-    async def _decide(self, request: Request) -> int:
-        """Hand a request to the leader's loop; the epoch in which it holds. Raises what refuses it."""
-        if len(self._requests) >= REQUESTS_MAX:
-            raise Unavailable(f"{REQUESTS_MAX} requests wait for the master; ask again later")
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._requests.append((request, future))
-        self._wake.set()
-        return await future
-
-    async def _lead_forever(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._lead()
-            except GoStoreError as error:
-                self._refuse(error)
-
-    async def _lead(self) -> None:
-        """One round: who is dead, what was asked, who goes online."""
-        if not self.is_member or self._acting() != self.name:
-            owner = self._acting()
-            self._refuse(NotOwner(f"{self.name} is not the master", owner=owner))
-            return
-        dead = self._swim.in_status(swim.DEAD)
-        deaths = await self._call_the_roll(dead) if dead else []
-        async with self._lock:
-            if self.view.master != self.name and not any(death.name == self.view.master for death in deaths):
-                self._refuse(Unavailable(f"{self.name} may not lead yet: too few members answer; ask again later"))
-                return
-            await self._lead_on(deaths)
-        self._set_alarm(self._master.due_s(self.view))
-
-    async def _lead_on(self, deaths: list[Dead]) -> None:
-        """Commit event after event until nothing is left to decide."""
-        while deaths or self.is_master:
-            batch, self._requests = self._requests[:BATCH_MAX], self._requests[BATCH_MAX:]
-            requests: list[Request] = [*deaths, *(request for request, _ in batch)]
-            dead = self._swim.in_status(swim.DEAD)
-            plan = self._master.plan(self.view, requests, self.now_s(), dead)
-            if plan.event is not None:
-                try:
-                    await self._commit(plan.event)
-                except GoStoreError as error:
-                    _settle(batch, [error] * len(batch), 0)
-                    raise
-            _settle(batch, plan.refusals[len(deaths) :], self.view.epoch)
-            deaths = []
-            if plan.event is None and not self._requests:
-                return
-
-    async def _commit(self, event: NodeEvent) -> None:
-        """Under the lock: the one way in which a decision of the master takes effect."""
-        changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
-        self._history.append_event(event, view)
-        await self._history.sync()
-        self._install(view, changes, (self.name,))
-        self._gossip.publish(event, len(view.members), self.now_s())
-        self._arm()
-
-    async def commit_own(self, event: NodeEvent) -> None:
-        """The first event of a cluster, or of its new life, by the node that leads it.
-
-        Raises :class:`Fenced` when the view has changed meanwhile.
-        """
-        async with self._lock:
-            if not masters.fits(self.view, event):
-                raise Fenced(f"{self.name} is at epoch {self.view.epoch}; event {event.epoch} comes too late")
-            if self.view.epoch == 0:
-                self._history.append_view(self.view)
-            await self._commit(event)
-
-    async def _call_the_roll(self, dead: dict[str, int]) -> list[Dead]:
-        """Who of the dead may be declared so: nobody when those who answer are no quorum, or know better."""
-        if self.now_s() < self._roll_call_s:
-            self._set_alarm(self._roll_call_s)
-            return []
-        view = self.view
-        names = [name for name, member in view.members.items() if member.live and name != self.name]
-        answers = await asyncio.gather(*(self._roll(name, view) for name in names))
-        alive = {self.name: view.version}
-        alive.update({name: version for name, version in zip(names, answers, strict=True) if version is not None})
-        for name in dead:
-            if name in alive:
-                self._detect(self._swim.vouch(name))
-        latest = max(alive, key=lambda name: alive[name])
-        if alive[latest] > self.view.version:
-            self._pull(latest)
-        elif masters.has_quorum(view, alive):
-            return [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
-        else:
-            self.env.log.warning("%s sees %d of %d online members", self.name, len(alive), len(view.online))
-        self._roll_call_s = self.now_s() + ROLL_CALL_PAUSE_PERIODS * self._tunables.period_s
-        self._set_alarm(self._roll_call_s)
-        return []
-
-    @property
-    def _roll_call_timeout_s(self) -> float:
-        return ROLL_CALL_PERIODS * self._tunables.period_s
-
-    async def _roll(self, name: str, view: View) -> tuple[int, int] | None:
-        try:
-            reply = await self.endpoint.call(
-                name, "cls", "roll_call", *view.version, timeout_s=self._roll_call_timeout_s, attempts=2
-            )
-            epoch, digest = reply.value
-            return int(epoch), int(digest)
-        except (GoStoreError, ValueError, TypeError):
-            return None
-
-    def _set_alarm(self, when_s: float | None) -> None:
-        """Look again at this time, if nothing wakes the leader before."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if when_s is not None and not self._stopped:
-            self._alarm = asyncio.get_running_loop().call_at(when_s, self._wake.set)
-
-    def _refuse(self, error: GoStoreError) -> None:
-        refused, self._requests = self._requests, []
-        _settle(refused, [error] * len(refused), 0)
-
-
-def _settle(
-    batch: Sequence[tuple[Request, asyncio.Future[int]]], refusals: Sequence[GoStoreError | None], epoch: int
-) -> None:
-    for (_, future), refusal in zip(batch, refusals, strict=True):
-        if future.done():
-            continue
-        if refusal is None:
-            future.set_result(epoch)
-        else:
-            future.set_exception(refusal)

@@ -207,12 +207,20 @@ class Swim:
         self._position = 0
         self._seq = 0
         self._probe: _Probe | None = None
-        # The first probe comes at a random time, so that members that start together do not probe together.
-        self._period_s = now_s + rng.uniform(0.0, tunables.period_s)
+        self._period_s = 0.0
         self._suspicions: list[tuple[float, str, int]] = []
         self._relays: dict[int, tuple[str, int, float]] = {}
         self._rumours: dict[str, tuple[Rumour, int]] = {}
         self.counts = dict.fromkeys(("probes", "indirect", "suspected", "cleared", "died", "refuted", "late"), 0)
+
+        self.begin(now_s)
+
+    def begin(self, now_s: float) -> None:
+        """Start over at this time: the first probe comes within a period.
+
+        It comes at a random time, so that members that start together do not probe together.
+        """
+        self._period_s = now_s + self._rng.uniform(0.0, self.tunables.period_s)
 
     # Members
 

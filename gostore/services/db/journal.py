@@ -26,21 +26,24 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgpack
 
 from gostore.core.errors import Corrupt
+from gostore.services.db.entries import (
+    CONFIGURATION,
+    Configuration,
+    LogEntry,
+    Point,
+    Promise,
+    Run,
+    unpack_members,
+)
 from gostore.storage.wal import Wal
 
 ENTRY, TRUNCATE, PROMISE, BEGIN, PIECE, END = range(6)
-
-COMMAND: Final = 0
-"""Kind of an entry: a command of the state machine."""
-CONFIGURATION: Final = 1
-"""Kind of an entry: from here on these replicas hold the shard."""
 
 WINDOW_ENTRIES_MAX: Final = 1024
 """Applied entries kept in memory for lagging replicas; whoever lags more gets a snapshot."""
@@ -50,85 +53,9 @@ _INDEX = struct.Struct("<Q")
 _ENTRY = struct.Struct("<QB")
 
 
-class LogEntry(NamedTuple):
-    term: int
-    index: int  # type: ignore[assignment]  # tuple.index is not missed here
-    kind: int
-    payload: bytes
-
-
-class Point(NamedTuple):
-    """A place in a log: the entry with this index has this term. Two logs that share a point are equal up to it."""
-
-    index: int  # type: ignore[assignment]
-    term: int
-
-
-class Run(NamedTuple):
-    """The entries ``first`` .. ``last`` have the same term."""
-
-    term: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """Not to follow a generation below this one; and who wanted to start it, with which replicas.
-
-    ``quorum``: so many of ``planned`` must hold the whole log before this generation may acknowledge anything.
-    """
-
-    generation: int
-    primary: str
-    planned: tuple[str, ...]
-    quorum: int
-
-    def to_wire(self) -> list[Any]:
-        return [self.generation, self.primary, list(self.planned), self.quorum]
-
-    @classmethod
-    def from_wire(cls, wire: Any) -> Promise:
-        generation, primary, planned, quorum = wire
-        return cls(int(generation), str(primary), tuple(planned), int(quorum))
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """Who holds the shard. ``index``, ``generation``: of the entry that says so.
-
-    ``copies_min``: a write needs so many members; it never falls.
-    """
-
-    members: tuple[str, ...]
-    copies_min: int
-    index: int = 0
-    generation: int = 0
-
-    def to_wire(self) -> list[Any]:
-        return [list(self.members), self.copies_min, self.index, self.generation]
-
-    @classmethod
-    def from_wire(cls, wire: Any) -> Configuration:
-        members, copies_min, index, generation = wire
-        return cls(tuple(members), int(copies_min), int(index), int(generation))
-
-
 def _pack(value: Any) -> bytes:
     packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
-
-
-def common_point(mine: Iterable[Run], theirs: Iterable[Run]) -> Point | None:
-    """The last point that two logs share, as far as their runs tell; None when they do not meet."""
-    by_term = {run.term: run for run in mine}
-    for run in sorted(theirs, reverse=True):
-        own = by_term.get(run.term)
-        if own is not None:
-            index = min(own.last, run.last)
-            if index >= max(own.first, run.first):
-                return Point(index, run.term)
-    return None
 
 
 class Journal:
@@ -206,8 +133,7 @@ class Journal:
         self.size_since_snapshot += len(entry.payload)
         self.entries_since_snapshot += 1
         if entry.kind == CONFIGURATION:
-            members, copies_min = msgpack.unpackb(entry.payload)
-            self._configurations.append(Configuration(tuple(members), copies_min, entry.index, entry.term))
+            self._configurations.append(unpack_members(entry))
 
     def truncate(self, index: int) -> None:
         """Drop the entries from ``index`` on."""
@@ -370,25 +296,3 @@ class _Replay:
             raise Corrupt(f"group {self._journal._group}: it begins with a snapshot that has no end")
         if self._complete is not None and self._journal.start.index > 0:
             restore(self._complete)
-
-
-def entries_to_wire(entries: Iterable[LogEntry]) -> tuple[list[list[int]], bytes]:
-    """Heads (term, index, kind, size) and the payloads, one after the other."""
-    heads, payloads = [], []
-    for entry in entries:
-        heads.append([entry.term, entry.index, entry.kind, len(entry.payload)])
-        payloads.append(entry.payload)
-    return heads, b"".join(payloads)
-
-
-def entries_from_wire(heads: Iterable[Any], data: bytes) -> Iterator[LogEntry]:
-    offset = 0
-    for term, index, kind, size in heads:
-        yield LogEntry(term, index, kind, bytes(data[offset : offset + size]))
-        offset += size
-    if offset != len(data):
-        raise Corrupt(f"{len(data)} bytes of entries; their heads say {offset}")
-
-
-def configuration_payload(configuration: Configuration) -> bytes:
-    return _pack([list(configuration.members), configuration.copies_min])

@@ -16,7 +16,7 @@ locks, and becomes their coordinator                       decision is not there
 ``["prepare", id, shard, reads, writes]``: another shard   ``["ok", index]`` or a refusal as above
 validates and locks, on behalf of the coordinator
 ``["decide", id, commit]``: at the coordinator the         ``["decided", commit, index]``: the one that stands
-decision itself, at the others its execution
+decision itself, at the others its execution               (index 0: nothing was prepared here, or it is done)
 ``["forget", id]``: every shard has executed it            ``["ok", index]``
 ``["drop", container]``                                    ``["ok", index]``
 =========================================================  ============================================================
@@ -176,6 +176,9 @@ class ShardMachine:
         if repeated and sequence <= session.dropped:
             return ["forgotten"]
         outcome = execute()
+        if outcome[0] == "dropped":
+            # It will be refused for ever; and whoever asks again may mean a new container of that name.
+            return outcome
         # Whoever repeats a request that is being driven must wait for it, and not drive it a second time.
         session.outcomes[sequence] = ["pending", outcome[1]] if outcome[0] == "begun" else outcome
         while len(session.outcomes) > SESSION_OUTCOMES_MAX:
@@ -186,6 +189,9 @@ class ShardMachine:
         """The outcome that is kept for a request."""
         session = self._sessions.get(client)
         return None if session is None else session.outcomes.get(sequence)
+
+    def is_dropped(self, container: str) -> bool:
+        return container in self._dropped
 
     def _examine(self, reads: Any, writes: Any) -> tuple[list[Read], dict[Place, bytes | None]] | Outcome:
         """The reads and the new values of a transaction that may commit now, or the refusal."""
@@ -250,7 +256,7 @@ class ShardMachine:
         prepared = self.prepared.pop(transaction, None)
         if prepared is None:
             # A coordinator that forgot it, or a shard that executed it already (or refused to prepare).
-            return ["decided", commit and coordinated is not None, index]
+            return ["decided", commit and coordinated is not None, index if coordinated is not None else 0]
         self.locks.release(transaction)
         if commit:
             for (container, key), packed in prepared.values.items():

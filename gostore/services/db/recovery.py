@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gostore.services.db.journal import Configuration, Point, Promise
+from gostore.services.db.entries import Configuration, Point, Promise
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gostore.comm import Reply
 from gostore.core.errors import Fenced, GoStoreError, NotFound, Unavailable
-from gostore.services.db.journal import (
+from gostore.services.db.entries import (
     COMMAND,
     Configuration,
     LogEntry,
@@ -234,6 +234,12 @@ class Replica:
         Raises ``Fenced`` when another generation was promised meanwhile, and whatever the transfer raises.
         """
         promise = self.journal.promise
+        if at.index < self.committed:
+            self.group.env.log.error(
+                "shard %d: %s gives a state of index %d to this node, which had committed %d: what is between was lost "
+                "by two views of the cluster that did not know of one another",
+                self.group.shard, source, at.index, self.committed,
+            )  # fmt: skip
         async with self._snapshots:
             self.installing = True
             try:
@@ -281,8 +287,10 @@ class Replica:
 
     async def pull(self, source: str) -> None:
         """Make this log equal to that of ``source``; durable at return."""
-        runs, size = self.journal.runs(), 0
+        runs, size, promise = self.journal.runs(), 0, self.journal.promise
         while True:
+            if self.journal.promise != promise:
+                raise Fenced(f"shard {self.group.shard}: another generation began while it was taken over")
             message = ["pull", self.generation, self.group.name, [list(run) for run in runs]]
             reply: Reply = await self.group.send(source, message, b"", PIECE_TIMEOUT_S)
             match reply.value:

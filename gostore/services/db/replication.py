@@ -8,10 +8,11 @@ are commands in the log, so that another policy (Raft) takes the place of ``prim
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gostore.cluster.view import View
 from gostore.comm import Reply
@@ -138,6 +139,20 @@ class Replication(Protocol):
 
 
 METHODS = ("start", "on_view", "propose", "read_barrier", "handle", "status")
+
+
+T = TypeVar("T")
+
+
+async def together(env: Env, name: str, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines, which must not raise, as tasks of the node; their results in order. Cancelled as one."""
+    tasks = [env.tasks.start(coroutine, name=name) for coroutine in coroutines]
+    try:
+        results: list[T] = await asyncio.gather(*tasks)
+        return results
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def check_replication(cls: type) -> None:

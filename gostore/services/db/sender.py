@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from gostore.core.errors import Fenced, GoStoreError, Unavailable
-from gostore.services.db.journal import Configuration, Point, Promise, Run, common_point, entries_to_wire
+from gostore.services.db.entries import Configuration, Point, Promise, Run, common_point, entries_to_wire
 from gostore.services.db.recovery import Report
 from gostore.services.db.replica import Replica
 
@@ -25,7 +25,7 @@ PAUSE_S: Final = (0.02, 1.0)
 """Before a backup that failed to answer is tried again: from, doubling, to."""
 
 
-def report_from_wire(wire: object) -> tuple[Report, list[Run], int]:
+def report_from_wire(wire: Any) -> tuple[Report, list[Run], int]:
     """(what a replica holds, the runs of its log, what it has committed)."""
     match wire:
         case [[int(index), int(term)], configuration, promise, [*runs], int(committed)]:
@@ -35,7 +35,7 @@ def report_from_wire(wire: object) -> tuple[Report, list[Run], int]:
                     None if configuration is None else Configuration.from_wire(configuration),
                     None if promise is None else Promise.from_wire(promise),
                 ),
-                [Run(*run) for run in runs],
+                [Run(*map(int, run)) for run in runs],
                 committed,
             )
     raise Unavailable(f"not the report of a replica: {wire!r:.200}")

@@ -96,7 +96,7 @@ class _Refused(Exception):
 
 
 class RestServer:
-    """The HTTP server of one node. ``port``: the actual one after :meth:`start`, -1 when there is none."""
+    """The HTTP server of one node. ``port``: the actual one after :meth:`start`, 0 when there is none."""
 
     def __init__(self, env: Env, fs: FsService, config: NodeConfig) -> None:
         self._env = env
@@ -106,7 +106,7 @@ class RestServer:
         self._authorization = f"Bearer {rest_token(config.secret)}".encode()
         self._runner: web.ServerRunner | None = None
         self._running = 0
-        self.port = config.rest.port
+        self.port = 0
 
     async def start(self) -> None:
         """Listen, on the socket handed in when there is one. Raises ``ConfigError`` when that is impossible."""

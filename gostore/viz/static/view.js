@@ -21,6 +21,7 @@ const PULSE_EVERY_MS = 170; // per link, direction and kind: faster than the eye
 const SENT_MAX = 4000; // links whose last pulse is remembered
 const MOVED_MS = 6000; // how long the ranges that changed hands stay marked
 const NEWS_MS = 5000; // silence that is worth saying
+const ASK_MS = 1500; // how long an answer may take before it is said why
 const LINES_MAX = 60;
 const KINDS = ["call", "copy", "gossip", "drop"];
 const CLIENT = "client";
@@ -825,11 +826,16 @@ class View {
   buildAsk() {
     this.input = html("input", { type: "text", maxlength: 1024, placeholder: "key or /path", "aria-label": "A key, or a file's path", spellcheck: "false" });
     this.answer = html("output", { class: "gs-answer" });
-    const button = html("button", { class: "gs-button", type: "submit" }, "Show replicas");
+    const button = html("button", { class: "gs-button", type: "submit" }, "Show");
     this.ask = html("form", { class: "gs-ask" }, html("span", {}, "Where is"), this.input, button, this.answer);
     this.ask.addEventListener("submit", (event) => {
       event.preventDefault();
       say(this.answer, this.input.value ? "asking…" : "");
+      // The kernel answers between cells, unlike the stream of events, which has a thread of its own there.
+      clearTimeout(this.askTimer);
+      this.askTimer = setTimeout(() => {
+        if (this.answer.textContent === "asking…") say(this.answer, "asking… a running cell goes first");
+      }, ASK_MS);
       this.model.send({ type: "locate", text: this.input.value });
     });
   }
@@ -855,6 +861,7 @@ class View {
       this.observer.disconnect();
       this.theme.disconnect();
       clearInterval(this.timer);
+      clearTimeout(this.askTimer);
       this.stage.close();
     };
   }

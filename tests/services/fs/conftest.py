@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
+import selectors
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import msgpack
 import pytest
 
-from gostore.core.errors import Conflict, NotFound
+from gostore.cluster import Member, NodeState, RingSpec, View, Watchers, changes_between
+from gostore.comm import Call, Reply
+from gostore.comm.service import functions_of
+from gostore.config import FsConfig, NodeConfig, RestConfig
+from gostore.core.address import Address
+from gostore.core.errors import Conflict, Corrupt, GoStoreError, NotFound, Timeout, error_from_wire
 from gostore.core.keyvalue import (
     SCAN_LIMIT_MAX,
     Committed,
@@ -28,8 +35,40 @@ from gostore.core.keyvalue import (
     prefix_end,
 )
 from gostore.env import Env
+from gostore.services.fs import FsService
 
 SHARDS = 4
+SECRET = "a secret of 16 characters"
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time jumps to the next timer instead of waiting for it (for tests without sockets)."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        super().__init__(selectors.SelectSelector())
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def jump(timeout: float | None = None) -> Any:
+            if timeout:
+                self.now_s += timeout
+            return select(0)
+
+        self._selector.select = jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now_s
+
+
+def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout_s: float = 3600.0) -> Any:
+    """Run in virtual time; what hangs fails after an hour of it, which is soon."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(timeout_s):
+            return await main()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(bounded())
 
 
 class FixedClock:
@@ -191,6 +230,234 @@ def tree_problems(kv: FakeKeyValue) -> list[str]:
     return problems
 
 
+class FakeBlobs:
+    """A node's blob store in memory; a put takes some turns before it is there."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.data: dict[str, bytes] = {}
+
+    async def put(self, key: str, data: bytes) -> bool:
+        if hashlib.sha256(data).hexdigest() != key:
+            raise Corrupt("name and data differ")
+        if key in self.data:
+            return False
+        for _ in range(self.rng.randrange(4)):
+            await asyncio.sleep(0)
+        new = key not in self.data
+        self.data[key] = bytes(data)
+        return new
+
+    def get(self, key: str) -> bytes:
+        if key not in self.data:
+            raise NotFound(key)
+        if hashlib.sha256(self.data[key]).hexdigest() != key:
+            raise Corrupt(key)
+        return self.data[key]
+
+    def has(self, key: str) -> bool:
+        return key in self.data
+
+    def size(self, key: str) -> int:
+        return len(self.data[key])
+
+    def keys(self) -> Iterator[str]:
+        return iter(sorted(self.data))
+
+    async def remove(self, key: str) -> bool:
+        for _ in range(self.rng.randrange(4)):
+            await asyncio.sleep(0)
+        return self.data.pop(key, None) is not None
+
+    def statistics(self) -> dict[str, int]:
+        return {"blobs": len(self.data), "bytes": sum(map(len, self.data.values()))}
+
+
+class FakeEndpoint:
+    """Calls between the nodes of one :class:`Cluster`: typed, packed, at most once, lost when a node is down."""
+
+    def __init__(self, cluster: Cluster, name: str, incarnation: int) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.incarnation = incarnation
+        self.services: dict[str, dict[str, Any]] = {}
+
+    def register(self, service: object) -> None:
+        name, functions = functions_of(service)
+        assert name not in self.services
+        self.services[name] = functions
+
+    async def call(
+        self, to: str, service: str, function: str, *args: Any, data: Any = b"", timeout_s: float | None = None
+    ) -> Reply:
+        args = msgpack.unpackb(msgpack.packb(args))
+        await self.cluster.turns()
+        self.cluster.before_call(self.name, to, service, function, args)
+        node = self.cluster.nodes.get(to)
+        if node is None or self.cluster.cut(self.name, to):
+            await asyncio.sleep(5.0 if timeout_s is None else timeout_s)
+            raise Timeout(f"no answer from {to}")
+        found = node.endpoint.services[service][function]
+        found.check(list(args))
+        call = Call(self.name, Address("h", 1, 1), bytes(data), 1e9, node.endpoint, 1)  # type: ignore[arg-type]
+        task = node.env.tasks.start(self._answer(found, call, args), name=function)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise Timeout(f"{to} died")
+        value, answer = task.result()
+        await self.cluster.turns()
+        if isinstance(value, GoStoreError):
+            raise error_from_wire(msgpack.unpackb(msgpack.packb(value.to_wire())))
+        return Reply(msgpack.unpackb(msgpack.packb(value)), answer)
+
+    async def _answer(self, found: Any, call: Call, args: Sequence[Any]) -> Any:
+        try:
+            result = await found.run(call, *args)
+        except GoStoreError as error:
+            return error, b""
+        return (result.value, bytes(result.data)) if isinstance(result, Reply) else (result, b"")
+
+    def cast(self, to: str, service: str, function: str, *args: Any) -> None:
+        async def tell() -> None:
+            try:
+                await self.call(to, service, function, *args)
+            except GoStoreError:
+                return
+
+        self.cluster.nodes[self.name].env.tasks.start(tell(), name="cast")
+
+
+def failed(error: BaseException) -> None:
+    raise error
+
+
+class Node:
+    """One node of a :class:`Cluster`; as a view source it has ``view`` and ``watchers``."""
+
+    def __init__(self, cluster: Cluster, name: str, incarnation: int, blobs: FakeBlobs) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.env = make_env(name, cluster.seed)
+        self.blobs = blobs
+        self.view = cluster.view
+        self.watchers = Watchers(failed)
+        self.endpoint = FakeEndpoint(cluster, name, incarnation)
+        self.config = NodeConfig(
+            name=name, secret=SECRET, data_dir="unused", fs=cluster.config, rest=RestConfig(body_size_bytes_max=100_000)
+        )
+        local = cluster.local(name)
+        self.fs = FsService(self.env, self.endpoint, self, cluster.kv, blobs, self.config, local=local)
+        self.endpoint.register(self.fs)
+
+    def move_to(self, view: View) -> None:
+        old, self.view = self.view, view
+        self.watchers.notify(old, view, changes_between(old, view))
+
+
+class Cluster:
+    """Nodes with true views and rings over the fakes. All of it is driven by one seed."""
+
+    def __init__(self, seed: int = 0, nodes: int = 5, *, replicas: int = 3, **config: Any) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.kv = FakeKeyValue(seed)
+        self.config = FsConfig(**{"inline_size_bytes_max": 16, "chunk_size_bytes": 4096, **config})
+        self.before_call: Callable[..., None] = lambda *_: None
+        self.cuts: list[tuple[str, str]] = []
+        self.replicas = replicas
+        self.nodes: dict[str, Node] = {}
+        self.disks: dict[str, FakeBlobs] = {}
+        self.lives: dict[str, int] = {}
+        self.view = self._view(0, ())
+        self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
+
+    def _view(self, epoch: int, online: Iterable[str]) -> View:
+        members = {
+            name: Member(
+                name=name,
+                address=Address("h", 1, 1),
+                state=NodeState.ONLINE,
+                incarnation=max(self.lives.get(name, 1), 1),
+            )
+            for name in sorted(online)
+        }
+        return View("test", epoch, members, {"global": RingSpec(self.replicas, 8)}, digest=epoch)
+
+    async def __aenter__(self) -> Cluster:
+        for name in self.names:
+            await self.start(name)
+        self.online(*self.names)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for name in list(self.nodes):
+            await self.kill(name)
+
+    async def turns(self) -> None:
+        for _ in range(self.rng.randrange(3)):
+            await asyncio.sleep(0)
+
+    def cut(self, one: str, other: str) -> bool:
+        return (one, other) in self.cuts
+
+    def partition(self, some: Iterable[str]) -> None:
+        some = list(some)
+        others = [name for name in self.names if name not in some]
+        self.cuts = [(a, b) for a in some for b in others] + [(b, a) for a in some for b in others]
+
+    def local(self, name: str) -> Callable[[str, str], Any]:
+        """As if the first node of a shard's number, and the next, held replicas of it."""
+
+        def look(container: str, key: str) -> Any:
+            holders = [self.names[(self.kv.shard(container, key) + n) % len(self.names)] for n in range(2)]
+            if name not in holders:
+                return None
+            value, version = self.kv.objects[container].get(key, (b"\xc0", 0))
+            return SimpleNamespace(value=msgpack.unpackb(value), version=version, found=version > 0)
+
+        return look
+
+    async def start(self, name: str) -> Node:
+        """Start a node, on the disk that it had."""
+        self.lives[name] = self.lives.get(name, 0) + 1
+        blobs = self.disks.setdefault(name, FakeBlobs(self.rng))
+        node = self.nodes[name] = Node(self, name, self.lives[name], blobs)
+        await node.fs.start()
+        return node
+
+    async def kill(self, name: str) -> None:
+        """The node is gone from one moment to the next; its disk stays. The view does not know yet."""
+        node = self.nodes.pop(name)
+        await node.env.tasks.stop()
+
+    def online(self, *names: str, told: Iterable[str] | None = None) -> None:
+        """A new view, in which these are online; ``told``: who learns of it now (all)."""
+        self.view = self._view(self.view.epoch + 1, names)
+        for name in self.nodes if told is None else told:
+            self.nodes[name].move_to(self.view)
+
+    async def ask(self, name: str, function: str, *args: Any, data: bytes = b"") -> Any:
+        """What a client does: a call of the service fs at a node."""
+        reply = await FakeEndpoint(self, "client", 1).call(name, "fs", function, *args, data=data)
+        return (reply.value, reply.data) if function == "read" else reply.value
+
+    async def settle(self) -> None:
+        """Until every node says that nothing is left to do."""
+        while unsettled := [what for node in self.nodes.values() for what in node.fs.status()["unsettled"]]:
+            assert asyncio.get_running_loop().time() < 3000, unsettled
+            await asyncio.sleep(0.05)
+
+    def copies(self, key: str) -> list[str]:
+        return [name for name in self.nodes if self.nodes[name].blobs.has(key)]
+
+
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
-    return SimpleNamespace(FakeKeyValue=FakeKeyValue, make_env=make_env, tree_problems=tree_problems)
+    return SimpleNamespace(
+        Cluster=Cluster,
+        FakeKeyValue=FakeKeyValue,
+        make_env=make_env,
+        run=run,
+        secret=SECRET,
+        tree_problems=tree_problems,
+    )

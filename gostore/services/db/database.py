@@ -1,0 +1,375 @@
+"""The key-value interface at a node: containers, limits, and the way of every request to its shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from gostore.cluster.ring import token_of
+from gostore.config import DbConfig
+from gostore.core.errors import AlreadyExists, BadRequest, Conflict, GoStoreError, NotFound, NotSupported, TooLarge
+from gostore.core.keyvalue import (
+    SCAN_LIMIT_MAX,
+    Committed,
+    Entry,
+    Page,
+    Path,
+    PointRead,
+    RangeRead,
+    Read,
+    RequestId,
+    Versioned,
+    Write,
+    prefix_end,
+)
+from gostore.core.values import check_path, check_text, pack, unpack
+from gostore.env import Env
+from gostore.services.db.replication import together
+from gostore.services.db.router import Router
+from gostore.services.db.shard import SCAN_SIZE_BYTES_MAX, succeed
+
+T = TypeVar("T")
+
+SYSTEM: Final = ".containers"
+"""The container of the containers. Names that begin with a dot belong to the system."""
+
+CONTAINERS_MAX: Final = 1024
+"""Containers of a cluster. Every node remembers them all."""
+
+TRANSACTION_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of all that one transaction reads and writes, packed: it becomes one entry of a log, and one message."""
+
+CREATE_ATTEMPTS_MAX: Final = 8
+
+POLICIES: Final = ("primary_backup",)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """``physical``: its name inside the shards, which no other container ever had or will have."""
+
+    name: str
+    physical: str
+    separator: str | None
+    replication: str
+    dropping: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"separator": self.separator, "replication": self.replication}
+
+    def to_value(self) -> dict[str, Any]:
+        return {**self.options, "physical": self.physical, "dropping": self.dropping}
+
+    @classmethod
+    def from_value(cls, name: str, value: Mapping[str, Any]) -> Container:
+        return cls(name, value["physical"], value["separator"], value["replication"], value["dropping"])
+
+
+_SYSTEM = Container(SYSTEM, SYSTEM, None, POLICIES[0])
+
+
+class Database:
+    """``KeyValue`` in a node's own process. ``client``: a name that no other run of any node has."""
+
+    def __init__(self, env: Env, router: Router, config: DbConfig, client: str) -> None:
+        self._env = env
+        self._router = router
+        self._config = config
+        self._client = client
+        self._sequence = 0
+        self._known: dict[str, Container] = {}
+
+    def shard_of(self, container: Container, key: str) -> int:
+        partition = key.partition(container.separator)[0] if container.separator else key
+        return token_of(partition.encode()) * self._config.shards >> 64
+
+    # containers
+
+    async def create_container(
+        self, name: str, *, separator: str | None = None, replication: str = "primary_backup"
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
+        if separator is not None:
+            check_text("separator", separator, 16)
+        if replication not in POLICIES:
+            raise NotSupported(f"replication = {replication!r}: allowed are {', '.join(POLICIES)}")
+        self._sequence += 1
+        wanted = Container(name, f"{name}@{self._client}.{self._sequence}", separator, replication)
+        for _ in range(CREATE_ATTEMPTS_MAX):
+            found = await self._lookup(name)
+            if found is not None:
+                if found.dropping:
+                    raise AlreadyExists(f"the container {name!r} is being dropped: drop it again to finish that")
+                if found.options != wanted.options:
+                    raise AlreadyExists(f"the container {name!r} exists with other options: {found.options}")
+                return
+            if len(await self.containers()) >= CONTAINERS_MAX:
+                raise TooLarge(f"there are {CONTAINERS_MAX} containers already: drop one that is not needed")
+            try:
+                await self.commit([PointRead(SYSTEM, name, 0)], [Write("set", SYSTEM, name, wanted.to_value())])
+            except Conflict:
+                continue  # somebody else created it at the same time
+            return
+        raise Conflict(f"the container {name!r} changes all the time: try again")
+
+    async def drop_container(self, name: str) -> None:
+        """Remove a container and all that is in it. Raises ``NotFound``. If it fails half way, do it again."""
+        found = await self._lookup(name)
+        if found is None:
+            raise self._unknown(name)
+        await self.commit([], [Write("set", SYSTEM, name, replace(found, dropping=True).to_value())])
+        deadline_s = self._router.deadline(None)
+        await self._all_shards(
+            range(self._config.shards), lambda shard: self._router.call(shard, "drop", [found.physical], deadline_s)
+        )
+        self._known.pop(name, None)
+        await self.commit([], [Write("delete", SYSTEM, name)])
+
+    async def containers(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        start: str | None = ""
+        while start is not None:
+            page = await self.scan(SYSTEM, start=start)
+            for entry in page.entries:
+                found[entry.key] = Container.from_value(entry.key, entry.value).options
+            start = page.next_start
+        return found
+
+    def known(self, name: str) -> Container | None:
+        """What this node remembers of a container."""
+        return self._known.get(name)
+
+    async def _lookup(self, name: str) -> Container | None:
+        stored = await self.get(SYSTEM, name)
+        return Container.from_value(name, stored.value) if stored.found else None
+
+    async def _container(self, name: str) -> Container:
+        if name == SYSTEM:
+            return _SYSTEM
+        known = self._known.get(name)
+        if known is None:
+            found = await self._lookup(name) if _NAME.fullmatch(name) else None
+            if found is None or found.dropping:
+                raise self._unknown(name)
+            if len(self._known) >= CONTAINERS_MAX:
+                self._known.clear()
+            known = self._known[name] = found
+        return known
+
+    def _unknown(self, name: str) -> NotFound:
+        return NotFound(f"there is no container {name!r:.100}: create it with create_container({name!r:.100})")
+
+    async def _with_containers(self, names: Iterable[str], run: Callable[[dict[str, Container]], Awaitable[T]]) -> T:
+        """Run with the containers of these names; once again when a remembered one was dropped meanwhile."""
+        distinct = tuple(dict.fromkeys(names))
+        try:
+            return await run({name: await self._container(name) for name in distinct})
+        except NotFound as error:
+            if "dropped" not in error.details:
+                raise
+        for name in distinct:
+            self._known.pop(name, None)
+        return await run({name: await self._container(name) for name in distinct})
+
+    # reading
+
+    async def get(
+        self,
+        container: str,
+        key: str,
+        path: Path = (),
+        *,
+        snapshot: Mapping[int, int] | None = None,
+        timeout_s: float | None = None,
+    ) -> Versioned:
+        check_text("key", key, self._config.key_size_bytes_max)
+        check_path(path)
+        deadline_s = self._router.deadline(timeout_s)
+
+        async def run(found: dict[str, Container]) -> Versioned:
+            holder = found[container]
+            shard = self.shard_of(holder, key)
+            at = None if snapshot is None else snapshot.get(shard)
+            args = [holder.physical, key, list(path), at]
+            return Versioned.from_wire(await self._router.call(shard, "get", args, deadline_s))
+
+        return await self._with_containers([container], run)
+
+    async def scan(
+        self,
+        container: str,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str | None = None,
+        limit: int = SCAN_LIMIT_MAX,
+        snapshot: Mapping[int, int] | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        if not 1 <= limit <= SCAN_LIMIT_MAX:
+            raise BadRequest(f"limit = {limit}: allowed are values from 1 to {SCAN_LIMIT_MAX}")
+        for name, text in (("prefix", prefix), ("start", start), ("end", end)):
+            if text:
+                check_text(name, text, self._config.key_size_bytes_max + 4)
+        start = max(start, prefix)
+        bounds = [bound for bound in (end, prefix_end(prefix) if prefix else None) if bound is not None]
+        stop = min(bounds) if bounds else None
+        deadline_s = self._router.deadline(timeout_s)
+
+        async def run(found: dict[str, Container]) -> Page:
+            holder = found[container]
+            one = holder.separator is not None and holder.separator in prefix
+            shards = [self.shard_of(holder, prefix)] if one else list(range(self._config.shards))
+
+            async def scan_shard(shard: int) -> Any:
+                at = None if snapshot is None else snapshot.get(shard)
+                args = [holder.physical, start, stop, limit, at]
+                return await self._router.call(shard, "scan", args, deadline_s)
+
+            answers = await self._all_shards(shards, scan_shard)
+            return merge_pages(container, start, stop, limit, dict(zip(shards, answers, strict=True)))
+
+        return await self._with_containers([container], run)
+
+    async def _all_shards(self, shards: Iterable[int], run: Callable[[int], Awaitable[Any]]) -> list[Any]:
+        """Ask shards at the same time; raises the first error."""
+
+        async def guarded(shard: int) -> Any:
+            try:
+                return await run(shard)
+            except GoStoreError as error:
+                return error
+
+        answers = await together(self._env, "db-shards", (guarded(shard) for shard in shards))
+        for answer in answers:
+            if isinstance(answer, GoStoreError):
+                raise answer
+        return answers
+
+    # committing
+
+    async def commit(
+        self,
+        reads: Iterable[Read],
+        writes: Sequence[Write],
+        *,
+        request_id: RequestId | None = None,
+        timeout_s: float | None = None,
+        repeated: bool = False,
+    ) -> Committed:
+        """See ``KeyValue``. ``repeated``: this request id was sent before and may have had its effect."""
+        all_reads = list(dict.fromkeys(reads))
+        operands = self._check(all_reads, writes)
+        if request_id is None:
+            self._sequence += 1
+            request_id = RequestId(self._client, self._sequence)
+        request = request_id.to_wire()
+        deadline_s = self._router.deadline(timeout_s)
+
+        async def run(found: dict[str, Container]) -> Committed:
+            parts = self._parts(all_reads, writes, operands, found)
+            if not parts:
+                return Committed({})
+            return await self._commit_parts(parts, request, repeated, deadline_s)
+
+        names = [write.container for write in writes] + [read.container for read in all_reads]
+        return await self._with_containers(names, run)
+
+    async def _commit_parts(
+        self, parts: list[list[Any]], request: list[Any], repeated: bool, deadline_s: float
+    ) -> Committed:
+        shard, reads, writes = parts[0]
+        if len(parts) == 1:
+            outcome = await self._router.call_again(
+                shard, "commit", lambda again: [[*request, again or repeated], reads, writes], deadline_s
+            )
+            index = succeed(outcome)
+            return Committed({shard: index} if writes else {})
+        outcome, versions = await self._router.call_again(
+            shard, "coordinate", lambda again: [[*request, again or repeated], parts], deadline_s
+        )
+        index = succeed(outcome)
+        written = {part[0] for part in parts if part[2]}
+        return Committed({s: v for s, v in versions or [[shard, index]] if s in written})
+
+    def _check(self, reads: Sequence[Read], writes: Sequence[Write]) -> list[bytes]:
+        """Raises for what is beyond the limits; the packed values of the writes."""
+        config = self._config
+        operations = len(reads) + len(writes)
+        if operations > config.transaction_operations_max:
+            raise TooLarge(
+                f"a transaction of {operations} reads and writes; transaction_operations_max allows "
+                f"{config.transaction_operations_max}"
+            )
+        operands: list[bytes] = []
+        size = 0
+        for write in writes:
+            check_text("key", write.key, config.key_size_bytes_max)
+            check_path(write.path)
+            operands.append(pack(write.value, config.value_size_bytes_max))
+            size += len(operands[-1]) + len(write.key)
+        for read in reads:
+            if isinstance(read, PointRead):
+                check_text("key", read.key, config.key_size_bytes_max)
+                size += len(read.key)
+            elif not 0 <= read.shard < config.shards:
+                raise BadRequest(f"a range of shard {read.shard}: there are {config.shards}")
+        if size > TRANSACTION_SIZE_BYTES_MAX:
+            raise TooLarge(f"a transaction of {size} bytes; at most {TRANSACTION_SIZE_BYTES_MAX} are allowed")
+        return operands
+
+    def _parts(
+        self, reads: Sequence[Read], writes: Sequence[Write], operands: Sequence[bytes], found: dict[str, Container]
+    ) -> list[list[Any]]:
+        """[shard, reads, writes] of every shard concerned; the first one that is written comes first."""
+        parts: dict[int, list[Any]] = {}
+        for write, operand in zip(writes, operands, strict=True):
+            holder = found[write.container]
+            shard = self.shard_of(holder, write.key)
+            part = parts.setdefault(shard, [shard, [], []])
+            part[2].append([write.operation, holder.physical, write.key, list(write.path), operand])
+        for read in reads:
+            holder = found[read.container]
+            shard = self.shard_of(holder, read.key) if isinstance(read, PointRead) else read.shard
+            part = parts.setdefault(shard, [shard, [], []])
+            part[1].append(replace(read, container=holder.physical).to_wire())
+        return list(parts.values())
+
+
+def merge_pages(container: str, start: str, end: str | None, limit: int, answers: Mapping[int, Any]) -> Page:
+    """One page of the answers of several shards, each [rows of key, version, packed; whether there are more; index].
+
+    What was read of every shard ends where the page ends, and the ranges say so.
+    """
+    rows = sorted(
+        (key, version, packed, shard) for shard, answer in answers.items() for key, version, packed in answer[0]
+    )
+    # No shard that was cut short may be asked for more than it has told.
+    known = [answer[0][-1][0] for answer in answers.values() if answer[1]]
+    cut = min(known) if known else None
+    taken: list[tuple[str, int, bytes, int]] = []
+    size = 0
+    for row in rows:
+        size += len(row[2])
+        if (cut is not None and row[0] > cut) or len(taken) >= limit or (taken and size > SCAN_SIZE_BYTES_MAX):
+            cut = taken[-1][0]
+            break
+        taken.append(row)
+    next_start = None if cut is None else cut + "\0"
+    ranges = []
+    for shard in answers:
+        versions = [version for _, version, _, where in taken if where == shard]
+        upto = end if next_start is None else next_start
+        ranges.append(RangeRead(container, start, upto, shard, len(versions), max(versions, default=0)))
+    return Page(
+        tuple(Entry(key, unpack(packed), version) for key, version, packed, _ in taken),
+        next_start,
+        tuple(ranges),
+        {shard: answer[2] for shard, answer in answers.items()},
+    )

@@ -1,0 +1,317 @@
+"""The service ``db``: every node takes every call and passes it to the shard's primary."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol, cast
+
+from gostore.cluster.view import View
+from gostore.cluster.watchers import Watchers
+from gostore.comm import Call, Endpoint, Reply, remote, service
+from gostore.config import NodeConfig
+from gostore.core.blocks import run_block
+from gostore.core.errors import BadRequest, GoStoreError, PolicyError, Unavailable
+from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_wire, read_from_wire
+from gostore.core.transaction import Transaction, transact
+from gostore.env import Env
+from gostore.services.db.database import Database
+from gostore.services.db.primary_backup import PrimaryBackup
+from gostore.services.db.replication import Replication, together
+from gostore.services.db.router import Router
+from gostore.services.db.shard import Shard, World
+from gostore.storage.wal import Wal
+
+BLOCK_PAUSE_S: Final = (0.002, 0.2)
+"""Before a transaction block is run again after a conflict: from, doubling, to."""
+
+DESCRIBE_TIMEOUT_S: Final = 1.0
+
+
+class Cluster(Protocol):
+    """What db must know of the membership."""
+
+    @property
+    def view(self) -> View: ...
+
+    @property
+    def watchers(self) -> Watchers: ...
+
+
+def shard_key(shard: int) -> bytes:
+    """The key on the ring whose owners hold a shard."""
+    return b"shard:%d" % shard
+
+
+@service("db")
+class DbService:
+    """Register it at the endpoint. ``database`` is the key-value interface for services of the same node.
+
+    Opening replays what the log holds; that needs no cluster. Raises ``Corrupt`` when it cannot be replayed.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        endpoint: Endpoint,
+        cls: Cluster,
+        wal: Wal,
+        config: NodeConfig,
+        policy: type = PrimaryBackup,
+    ) -> None:
+        self._env = env
+        self._endpoint = endpoint
+        self._cls = cls
+        self._unwatch: Any = None
+        self._started = False
+        self._router = Router(endpoint, self._primary, self._serve)
+        self.database = Database(env, self._router, config.db, f"{env.name}.{endpoint.incarnation}")
+        world = World(
+            env=env,
+            wal=wal,
+            shards=self._router,
+            send=self._send,
+            view=lambda: cls.view,
+            owners=self._owners,
+            policy=cast(type[Replication], policy),
+            copies_min=config.db.in_sync_min,
+            value_size_bytes_max=config.db.value_size_bytes_max,
+        )
+        self._shards = [Shard(world, number) for number in range(config.db.shards)]
+
+    async def start(self) -> None:
+        """Take part: from now on this node serves the shards that the view gives it."""
+        for shard in self._shards:
+            await shard.start()
+        self._started = True
+        self._unwatch = self._cls.watchers.watch(lambda old, new, changes: self._on_view(new))
+        self._on_view(self._cls.view)
+
+    async def stop(self) -> None:
+        """Take part no longer. The tasks are the node's, and end with it."""
+        self._started = False
+        if self._unwatch is not None:
+            self._unwatch()
+
+    # the cluster
+
+    def _on_view(self, view: View) -> None:
+        for shard in self._shards:
+            shard.replication.on_view(view)
+        self._router.on_view()
+
+    def _owners(self, view: View, shard: int) -> tuple[str, ...]:
+        try:
+            return view.ring().owners(shard_key(shard))
+        except PolicyError as error:
+            self._env.log.error("nobody owns shard %d: %s", shard, error.message)
+            return ()
+
+    def _primary(self, shard: int) -> str | None:
+        return next(iter(self._owners(self._cls.view, shard)), None)
+
+    def _shard(self, number: int) -> Shard:
+        if not 0 <= number < len(self._shards):
+            raise BadRequest(f"shard = {number}: allowed are values from 0 to {len(self._shards) - 1}")
+        if not self._started:
+            raise Unavailable(f"db at {self._env.name} has not started or is stopping")
+        return self._shards[number]
+
+    async def _serve(self, number: int, function: str, args: list[Any], deadline_s: float) -> Any:
+        return await self._shard(number).serve(function, args, deadline_s)
+
+    async def _send(self, number: int, to: str, message: list[Any], data: bytes, timeout_s: float) -> Reply:
+        return await self._endpoint.call(to, "db", "replicate", number, message, data=data, timeout_s=timeout_s)
+
+    # between nodes
+
+    @remote
+    async def shard(self, call: Call, number: int, function: str, args: list[Any]) -> Any:
+        """A request for a shard whose primary this node should be. Raises ``NotOwner`` when it is not."""
+        return await self._shard(number).serve(function, args, call.deadline_s)
+
+    @remote
+    async def replicate(self, call: Call, number: int, message: list[Any]) -> Reply:
+        """A message of a shard's replication policy."""
+        return await self._shard(number).replication.handle(call.source, message, call.data)
+
+    @remote
+    async def describe(self, call: Call) -> list[Any]:
+        """The shards as this node has them."""
+        return self.own_shards()
+
+    # for clients
+
+    @remote
+    async def create_container(self, call: Call, name: str, options: dict[str, Any] | None = None) -> None:
+        """Options: ``separator`` (null or a string), ``replication``."""
+        given = dict(options or {})
+        separator, replication = given.pop("separator", None), given.pop("replication", "primary_backup")
+        if given or not isinstance(separator, str | None) or not isinstance(replication, str):
+            raise BadRequest(f"options = {options!r:.200}: allowed are separator (null or a string) and replication")
+        await self.database.create_container(name, separator=separator, replication=replication)
+
+    @remote
+    async def drop_container(self, call: Call, name: str) -> None:
+        await self.database.drop_container(name)
+
+    @remote
+    async def containers(self, call: Call) -> dict[str, Any]:
+        return await self.database.containers()
+
+    @remote
+    async def get(
+        self,
+        call: Call,
+        container: str,
+        key: str,
+        path: list[Any] | None = None,
+        snapshot: list[Any] | None = None,
+    ) -> list[Any]:
+        """[value, version, found, shard, index]; ``snapshot``: [[shard, index], ...]."""
+        accessors = path_from_wire(path or [])
+        found = await self.database.get(container, key, accessors, snapshot=_snapshot(snapshot))
+        return found.to_wire()
+
+    @remote
+    async def scan(
+        self,
+        call: Call,
+        container: str,
+        prefix: str = "",
+        start: str = "",
+        end: str | None = None,
+        limit: int = 1024,
+        snapshot: list[Any] | None = None,
+    ) -> list[Any]:
+        """[[[key, value, version], ...], next_start, ranges, [[shard, index], ...]]."""
+        page = await self.database.scan(
+            container, prefix, start=start, end=end, limit=limit, snapshot=_snapshot(snapshot)
+        )
+        return page.to_wire()
+
+    @remote
+    async def commit(
+        self,
+        call: Call,
+        reads: list[Any],
+        writes: list[Any],
+        request_id: list[Any] | None = None,
+        repeated: bool = False,
+    ) -> list[Any]:
+        """[[shard, version], ...]. ``repeated``: this request id was sent before and may have had its effect."""
+        committed = await self.database.commit(
+            [read_from_wire(read) for read in reads],
+            [Write.from_wire(write) for write in writes],
+            request_id=None if request_id is None else RequestId.from_wire(request_id),
+            repeated=repeated,
+        )
+        return committed.to_wire()
+
+    @remote
+    async def run(self, call: Call, block: list[Any]) -> list[Any]:
+        """Execute a transaction block (``gostore.core.blocks``); returns what it returns."""
+        return await self.run_block(block)
+
+    @remote
+    async def shards(self, call: Call) -> list[Any]:
+        """Every shard of the cluster, as its primary has it; see :meth:`all_shards`."""
+        return await self.all_shards()
+
+    async def run_block(self, steps: list[Any]) -> list[Value]:
+        """Run again on a conflict, a bounded number of times; then raises ``Conflict``."""
+
+        async def body(transaction: Transaction) -> list[Value]:
+            return await run_block(transaction, steps)
+
+        async def pause(attempt: int) -> None:
+            longest_s = min(BLOCK_PAUSE_S[0] * 2**attempt, BLOCK_PAUSE_S[1])
+            await asyncio.sleep(self._env.rng.uniform(0, longest_s))
+
+        return await transact(self.database, body, pause=pause)
+
+    # what others see
+
+    def own_shards(self) -> list[dict[str, Any]]:
+        """This node's replicas and what they are: shard, role, primary, generation, replicas, last_index, ..."""
+        statuses = [shard.status() for shard in self._shards]
+        return [{**status.to_wire(), "node": self._env.name} for status in statuses]
+
+    async def all_shards(self) -> list[dict[str, Any]]:
+        """One description per shard: its primary's, or what the view says when that does not answer (role unknown)."""
+        primaries = {number: self._primary(number) for number in range(len(self._shards))}
+        names = sorted({name for name in primaries.values() if name is not None})
+        answers = dict(zip(names, await together(self._env, "db-describe", map(self._ask, names)), strict=True))
+        found = []
+        for number, name in primaries.items():
+            answer = answers.get(name, []) if name is not None else []
+            if answer:
+                found.append(answer[number])
+            else:
+                planned = list(self._owners(self._cls.view, number))
+                found.append(
+                    {
+                        "shard": number, "role": "unknown", "primary": name, "generation": 0, "replicas": [],
+                        "planned": planned, "last_index": 0, "committed": 0, "settled": False, "node": name,
+                    }
+                )  # fmt: skip
+        return found
+
+    async def _ask(self, name: str) -> list[Any]:
+        if name == self._env.name:
+            return self.own_shards()
+        try:
+            reply = await self._endpoint.call(name, "db", "describe", timeout_s=DESCRIBE_TIMEOUT_S)
+        except GoStoreError:
+            return []
+        return cast(list[Any], reply.value)
+
+    def local(self, container: str, key: str) -> Versioned | None:
+        """What this node's own replica has applied; None when it holds none, or nothing was asked of the container."""
+        holder = self.database.known(container)
+        if holder is None:
+            return None
+        shard = self._shards[self.database.shard_of(holder, key)]
+        if shard.replication.status().role == "idle":
+            return None
+        return Versioned.from_wire(shard.read(holder.physical, key, (), None))
+
+    def status(self) -> dict[str, Any]:
+        """``leads``, ``holds``: numbers of shards. ``unsettled``: what is not as it should be, in words. Asks nobody."""
+        statuses = [shard.status() for shard in self._shards]
+        leads = [status.shard for status in statuses if status.role == "primary"]
+        holds = [status.shard for status in statuses if status.role != "idle"]
+        unsettled = []
+        for status in statuses:
+            if status.role == "recovering":
+                unsettled.append(f"takes over shard {status.shard}: {status.details['obstacle']}")
+            elif status.role == "primary" and not status.settled:
+                missing = ", ".join(name for name in status.planned if name not in status.members) or "nobody"
+                unsettled.append(f"copies shard {status.shard} to {missing}")
+            elif status.role == "backup" and self._env.name not in status.planned:
+                unsettled.append(f"still holds shard {status.shard}")
+        return {"leads": leads, "holds": holds, "unsettled": unsettled}
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start (``commits``, ``conflicts``: decided here as a primary), and what there is now."""
+        statuses = [shard.status() for shard in self._shards]
+        return {
+            "commits": sum(shard.commits for shard in self._shards),
+            "conflicts": sum(shard.conflicts for shard in self._shards),
+            "retries": self._router.retries,
+            "shards_primary": sum(status.role == "primary" for status in statuses),
+            "shards_held": sum(status.role != "idle" for status in statuses),
+            **{
+                name: sum(status.details[name] for status in statuses)
+                for name in ("objects", "size_bytes", "prepared", "coordinated")
+            },
+        }
+
+
+def _snapshot(wire: list[Any] | None) -> dict[int, int] | None:
+    """Raises ``BadRequest`` unless it is [[shard, index], ...]."""
+    if wire is None:
+        return None
+    try:
+        return {int(shard): int(index) for shard, index in wire}
+    except (TypeError, ValueError):
+        raise BadRequest(f"snapshot = {wire!r:.100}: expected [[shard, index], ...]") from None

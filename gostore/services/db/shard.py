@@ -1,0 +1,294 @@
+"""One shard at one node: its state machine on top of its replicated log, and what its primary does for callers.
+
+Reads wait for the locks of prepared transactions, so that nobody sees one half of a transaction across shards and
+misses the other. Commits of one shard wait for them too (they hold nothing meanwhile, so nobody waits in a circle);
+``begin`` and ``prepare`` never do: they are refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from gostore.cluster.view import View
+from gostore.core.errors import (
+    BadRequest,
+    Conflict,
+    Forgotten,
+    GoStoreError,
+    InternalError,
+    NotFound,
+    Unavailable,
+    error_from_wire,
+)
+from gostore.core.keyvalue import Path, Versioned, path_from_wire
+from gostore.env import Env
+from gostore.services.db.coordinator import Coordinator
+from gostore.services.db.journal import Journal
+from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
+from gostore.services.db.replication import Group, Replication, ShardStatus
+from gostore.services.db.values import read_packed
+from gostore.storage.wal import Wal
+
+SCAN_SIZE_BYTES_MAX: Final = 1024 * 1024
+"""Of the packed values in one answer to a scan; at least one entry is always returned."""
+
+LOCK_WAIT_S: Final = 2.0
+"""So long a request waits for the lock of a transaction across shards. Larger: fewer conflicts, slower answers."""
+
+LOCK_WAITERS_MAX: Final = 4096
+
+EVENT_KEYS_MAX: Final = 8
+"""Keys named in one event."""
+
+
+def display_name(container: str) -> str:
+    """A container's name as its owner knows it; inside, it has the number of its creation behind an ``@``."""
+    return container.rpartition("@")[0] or container
+
+
+class Shards(Protocol):
+    """How a shard reaches others, wherever their primaries are."""
+
+    async def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any: ...
+
+
+@dataclass(slots=True)
+class World:
+    """What all shards of a node share. ``send(shard, to, message, data, timeout_s)``: to another replica's policy."""
+
+    env: Env
+    wal: Wal
+    shards: Shards
+    send: Callable[..., Any]
+    view: Callable[[], View]
+    owners: Callable[[View, int], tuple[str, ...]]
+    policy: type[Replication]
+    copies_min: int
+    value_size_bytes_max: int
+
+
+class Shard:
+    """See the module. Opening it replays its records; :meth:`start` lets it take part."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.number = number
+        self._world = world
+        self._env = world.env
+        self.machine = ShardMachine(number, world.value_size_bytes_max)
+        self._changed = asyncio.Event()
+        self._waiting = 0
+        self.commits = 0
+        self.conflicts = 0
+        self.coordinator = Coordinator(world.env, self, world.shards)
+        journal = Journal(world.wal, 1 + number, self.restore)
+        self.replication = world.policy(
+            Group(
+                env=world.env,
+                name=world.env.name,
+                shard=number,
+                wal=world.wal,
+                journal=journal,
+                machine=self,
+                send=self._send,
+                view=world.view,
+                owners=lambda view: world.owners(view, number),
+                copies_min=world.copies_min,
+            )
+        )
+
+    async def _send(self, to: str, message: list[Any], data: bytes, timeout_s: float) -> Any:
+        return await self._world.send(self.number, to, message, data, timeout_s)
+
+    async def start(self) -> None:
+        await self.replication.start()
+
+    # the state machine, as replication sees it
+
+    @property
+    def size_bytes(self) -> int:
+        return self.machine.store.size_bytes
+
+    def apply(self, index: int, payload: bytes) -> Outcome:
+        command = unpack_command(payload)
+        decided = self.machine.prepared.get(command[1]) if command[0] == "decide" else None
+        outcome = self.machine.apply(command, index)
+        if command[0] in ("decide", "begin", "prepare"):
+            self._wake()
+            self.coordinator.notice(command[0], command[1], outcome)
+        if self.replication.status().role == "primary":
+            places = list(decided.values) if decided is not None and command[2] else []
+            if command[0] == "commit" and outcome[0] == "ok":
+                places = [(write[1], write[2]) for write in command[3]]
+            self._count(outcome, places, index)
+        return outcome
+
+    def skip(self, index: int) -> None:
+        self.machine.skip(index)
+
+    def snapshot(self) -> Iterator[bytes]:
+        return self.machine.snapshot()
+
+    def restore(self, pieces: list[bytes]) -> None:
+        if pieces:
+            restorer = Restorer(self.number, self._world.value_size_bytes_max)
+            for piece in pieces:
+                restorer.add(piece)
+            self.machine = restorer.finish()
+        else:
+            self.machine = ShardMachine(self.number, self._world.value_size_bytes_max)
+        self._wake()
+
+    def serving(self) -> None:
+        self.coordinator.serving()
+
+    def _count(self, outcome: Outcome, places: list[tuple[str, str]], index: int) -> None:
+        """``places``: (container, key) of what was written."""
+        self.commits += bool(places)
+        self.conflicts += outcome[0] == "conflict"
+        if not self._env.events.active:
+            return
+        if places:
+            keys = list(dict.fromkeys(key for _, key in places))[:EVENT_KEYS_MAX]
+            container = display_name(places[0][0])
+            self._env.events.publish("commit", shard=self.number, container=container, keys=keys, index=index)
+        elif outcome[0] == "conflict":
+            container = display_name(outcome[1])
+            self._env.events.publish("conflict", shard=self.number, container=container, key=outcome[2])
+
+    # waiting for locks
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _unlocked(self, locked: Callable[[], Any], deadline_s: float) -> None:
+        """Return when nothing is locked; this node serves the shard then. Raises ``Conflict`` after a while."""
+        until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
+        await self.replication.read_barrier(deadline_s)
+        while locked():
+            if self._waiting >= LOCK_WAITERS_MAX:
+                raise Unavailable(f"shard {self.number}: {LOCK_WAITERS_MAX} requests wait for locks: try again later")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise Conflict(
+                    f"shard {self.number}: what was asked for is locked by a transaction across shards: try again"
+                ) from None
+            finally:
+                self._waiting -= 1
+            await self.replication.read_barrier(deadline_s)
+
+    # what a primary does for callers
+
+    async def serve(self, function: str, args: list[Any], deadline_s: float) -> Any:
+        """One request, from any node; raises ``NotOwner`` when this one is not the primary."""
+        match function, args:
+            case "get", [str(container), str(key), path, at]:
+                return await self._get(container, key, path_from_wire(path), at, deadline_s)
+            case "scan", [str(container), str(start), end, int(limit), at]:
+                return await self._scan(container, start, end, limit, at, deadline_s)
+            case "commit", [request, reads, writes]:
+                return await self._commit(request, reads, writes, deadline_s)
+            case "coordinate", [request, [*parts]]:
+                return await self.coordinator.coordinate(request, parts, deadline_s)
+            case "prepare", [str(transaction), int(coordinator), reads, writes]:
+                return await self.propose(["prepare", transaction, coordinator, reads, writes], deadline_s)
+            case "decide", [str(transaction), bool(commit)]:
+                return await self.propose(["decide", transaction, commit], deadline_s)
+            case "decision", [str(transaction)]:
+                return await self.coordinator.decision(transaction, deadline_s)
+            case "drop", [str(container)]:
+                return await self.propose(["drop", container], deadline_s)
+        raise BadRequest(f"shard {self.number} has no {function!r} with {len(args)} such arguments")
+
+    async def propose(self, command: list[Any], deadline_s: float) -> Outcome:
+        outcome: Outcome = await self.replication.propose(pack_command(command), deadline_s)
+        return outcome
+
+    async def _get(self, container: str, key: str, path: Path, at: int | None, deadline_s: float) -> list[Any]:
+        await self._unlocked(lambda: self.machine.locks.against_read(container, key), deadline_s)
+        return self.read(container, key, path, at)
+
+    def read(self, container: str, key: str, path: Path, at: int | None) -> list[Any]:
+        """The applied state of this replica, whatever its role; a :class:`Versioned` as it travels."""
+        index = self._snapshot_index(container, at)
+        stored = self.machine.store.read(container, key, at)
+        value, found = read_packed(None if stored is None else stored.packed, path)
+        return Versioned(value, 0 if stored is None else stored.version, found, self.number, index).to_wire()
+
+    async def _scan(
+        self, container: str, start: str, end: str | None, limit: int, at: int | None, deadline_s: float
+    ) -> list[Any]:
+        """[rows of key, version, packed; whether there are more; index]."""
+        await self._unlocked(lambda: self.machine.locks.against_range(container, start, end) is not None, deadline_s)
+        index = self._snapshot_index(container, at)
+        rows: list[list[Any]] = []
+        size = 0
+        for row in self.machine.store.scan(container, start, end, at):
+            size += len(row.packed)
+            if len(rows) >= limit or (rows and size > SCAN_SIZE_BYTES_MAX):
+                return [rows, True, index]
+            rows.append(list(row))
+        return [rows, False, index]
+
+    def _snapshot_index(self, container: str, at: int | None) -> int:
+        if self.machine.is_dropped(container):
+            raise NotFound(f"the container {display_name(container)!r} was dropped", dropped=container)
+        if at is None:
+            return self.machine.applied
+        if at > self.machine.applied:
+            raise Conflict(f"shard {self.number} is at index {self.machine.applied} and knows nothing of {at}")
+        return at
+
+    async def _commit(self, request: Any, reads: Any, writes: Any, deadline_s: float) -> Outcome:
+        await self._unlocked(lambda: self._locked(reads, writes), deadline_s)
+        return await self.propose(["commit", request, reads, writes], deadline_s)
+
+    def _locked(self, reads: Any, writes: Any) -> bool:
+        locks = self.machine.locks
+        if not len(locks):
+            return False
+        return (
+            any(locks.against_write(write[1], write[2]) for write in writes)
+            or any(locks.against_read(read[1], read[2]) for read in reads if read[0] == "p")
+            or any(locks.against_range(*read[1:4]) is not None for read in reads if read[0] == "r")
+        )
+
+    def status(self) -> ShardStatus:
+        status = self.replication.status()
+        status.details = {
+            **status.details,
+            "applied": self.machine.applied,
+            "objects": self.machine.store.objects,
+            "size_bytes": self.machine.store.size_bytes,
+            "prepared": len(self.machine.prepared),
+            "coordinated": len(self.machine.coordinated),
+        }
+        return status
+
+
+def succeed(outcome: Outcome) -> int:
+    """The index of what was done. Raises the error that another outcome means."""
+    match outcome:
+        case ["ok", int(index)]:
+            return index
+        case ["conflict", str(container), str(key), str(why), bool()]:
+            where = f"{display_name(container)}: {key!r} " if container else "the transaction "
+            raise Conflict(f"{where}{why}: run it again", container=display_name(container), key=key)
+        case ["error", str(code), str(message)]:
+            raise error_from_wire([code, message, True, {}])
+        case ["dropped", str(container)]:
+            raise NotFound(f"the container {display_name(container)!r} was dropped", dropped=container)
+        case ["forgotten"]:
+            raise Forgotten("the outcome of this request id is no longer kept: read what it wrote to find out")
+    raise InternalError(f"an outcome that cannot be: {outcome!r:.100}")
+
+
+def refusal(error: GoStoreError) -> Outcome:
+    """The outcome of a shard that could not be asked."""
+    return ["error", error.code, error.message]
