@@ -84,7 +84,7 @@ class Node:
             env, self.endpoint, self.wal, config, PolicySource.from_wire(policy) if policy else None
         )
         self.db = DbService(env, self.endpoint, self.cls, self.wal, config)
-        self.fs = FsService(env, self.endpoint, self.cls, self.db, self.blobs, config)
+        self.fs = FsService(env, self.endpoint, self.cls, self.db.database, self.blobs, config, local=self.db.local)
         self.rest = RestServer(env, self.fs, config)
         self.admin = AdminService(
             env, self.endpoint, config, membership=self.cls, db=self.db, fs=self.fs, locator=self.fs,
