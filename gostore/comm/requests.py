@@ -53,6 +53,7 @@ class Requests:
         # Timers fire for all calls: they must not carry the context (cause, deadline) of the one that armed them.
         self._context = contextvars.copy_context()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0  # uvloop gives a handle without `when()` for a time that has passed
         self._greetings: dict[int, OutCall] = {}
 
     def start(
@@ -65,8 +66,7 @@ class Requests:
         frame.id, frame.parent = call.id, current_cause.get()
         future: asyncio.Future[Any] | None = self._loop.create_future() if origin is None else None
         call.payload = Pending(peer, frame, future, origin)
-        timer = self._timer
-        if timer is None or call.due_s < timer.when():
+        if self._timer is None or call.due_s < self._timer_due_s:
             self._arm()
         self.act(action, call)
         return call
@@ -218,7 +218,11 @@ class Requests:
         if self._timer is not None:
             self._timer.cancel()
         due_s = self.caller.next_due_s()
-        self._timer = None if due_s is None else self._loop.call_at(due_s, self._on_timer, context=self._context)
+        if due_s is None:
+            self._timer = None
+            return
+        self._timer = self._loop.call_at(due_s, self._on_timer, context=self._context)
+        self._timer_due_s = due_s
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -214,6 +214,7 @@ class Faults(SyncTwins, ABC):
     async def kill(self, node: NodeLike) -> None:
         """End a node at once, as a crash would; what it had synced stays on its disk."""
         name = self._node(node)
+        self._check("kill", name)
         self._publish("kill", {"node": name})
         await self._kill(name)
 
@@ -222,6 +223,7 @@ class Faults(SyncTwins, ABC):
     async def restart(self, node: NodeLike) -> None:
         """Start a node again on its data (killing it first when it runs); returns when it answers."""
         name = self._node(node)
+        self._check("restart", name)
         self._publish("restart", {"node": name})
         await self._restart(name)
 
@@ -230,6 +232,7 @@ class Faults(SyncTwins, ABC):
     async def pause(self, node: NodeLike) -> None:
         """Stop a node where it stands, as a long garbage collection or a suspended machine would."""
         name = self._node(node)
+        self._check("pause", name)
         self._publish("pause", {"node": name})
         await self._pause(name)
 
@@ -238,6 +241,7 @@ class Faults(SyncTwins, ABC):
     async def resume(self, node: NodeLike) -> None:
         """Let a paused node go on; it does not know that time has passed."""
         name = self._node(node)
+        self._check("resume", name)
         self._publish("resume", {"node": name})
         await self._resume(name)
 
@@ -292,6 +296,9 @@ class Faults(SyncTwins, ABC):
     @abstractmethod
     async def _set_links(self, changed: Mapping[Link, LinkFault]) -> None:
         """Let these links suffer exactly this from now on (``NO_FAULT``: healthy)."""
+
+    def _check(self, word: str, name: str) -> None:
+        """Raise :class:`BadRequest` when the node is in no state for this word (killed already, say)."""
 
     @abstractmethod
     async def _kill(self, name: str) -> None: ...

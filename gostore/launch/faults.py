@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from gostore.core.errors import GoStoreError
+from gostore.client.nodes import Life
+from gostore.core.errors import BadRequest, GoStoreError
 from gostore.faults import Faults, Link, LinkFault
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class ProcessFaults(Faults):
             node, "admin", "set_link", peer, direction, effect.drop, effect.delay_s, effect.jitter_s,
             effect.duplicate, effect.reorder, timeout_s=LINK_TIMEOUT_S,
         )  # fmt: skip
+
+    def _check(self, word: str, name: str) -> None:
+        life = self._cluster.life_of(name)
+        fits = {"kill": life.alive, "pause": life is Life.RUNNING, "resume": life is Life.PAUSED, "restart": True}
+        if not fits[word]:
+            raise BadRequest(f"{word} does not fit: {name} {self._cluster.why_ended(name)}")
 
     async def _kill(self, name: str) -> None:
         await self._cluster._kill_node(name)

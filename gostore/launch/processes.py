@@ -347,8 +347,6 @@ class ProcessCluster(Testbed):
 
     async def _kill_node(self, name: str) -> None:
         process = self._processes[name]
-        if not process.life.alive:
-            raise BadRequest(f"{name} does not run; it {self.why_ended(name)}")
         process.life = Life.KILLED
         await self._signal(process, signal.SIGKILL)
         await self._wait_ended(process)
@@ -373,15 +371,11 @@ class ProcessCluster(Testbed):
 
     async def _pause_node(self, name: str) -> None:
         process = self._processes[name]
-        if process.life is not Life.RUNNING:
-            raise BadRequest(f"{name} cannot be paused: it {self.why_ended(name)}")
         process.life = Life.PAUSED
         await self._signal(process, signal.SIGSTOP)
 
     async def _resume_node(self, name: str) -> None:
         process = self._processes[name]
-        if process.life is not Life.PAUSED:
-            raise BadRequest(f"{name} is not paused: it {self.why_ended(name)}")
         await self._signal(process, signal.SIGCONT)
         process.life = Life.RUNNING
         await self.faults._reapply(name)

@@ -41,7 +41,7 @@ class LittleAdmin:
         return [self.epoch, self.members]
 
     async def say_hello(self) -> None:
-        for seed in self.seeds or [self.endpoint.address]:
+        for seed in [self.endpoint.address, *self.seeds]:
             await self.endpoint.call(seed, "admin", "hello", self.config.name, self.endpoint.address.to_wire())
 
     @remote

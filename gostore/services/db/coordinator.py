@@ -170,7 +170,7 @@ class Coordinator:
         except GoStoreError as error:
             self._env.log.info("%s is still pending: %s", transaction, error.message)
             return  # whoever serves next begins again; a participant in doubt may ask before
-        if transaction in self._shard.machine.coordinated and self._shard.replication.status().role == "primary":
+        if transaction in self._shard.machine.coordinated and self._shard.replication.role == "primary":
             self._finish(transaction)
 
     def _finish(self, transaction: str) -> asyncio.Task[dict[int, int]]:
@@ -200,7 +200,7 @@ class Coordinator:
     async def _tell(self, shard: int, transaction: str, commit: bool) -> int | None:
         """The version of what was written there (0: it had done it before); None when this node does not serve."""
         pause_s = PAUSE_S[0]
-        while self._shard.replication.status().role == "primary":
+        while self._shard.replication.role == "primary":
             try:
                 outcome = await self._shards.call(
                     shard, "decide", [transaction, commit], self._now() + DECIDE_TIMEOUT_S
@@ -244,7 +244,7 @@ class Coordinator:
         """While this node serves the shard: end what was in doubt already in the round before."""
         before: dict[str, int] = {}
         try:
-            while self._shard.machine.prepared and self._shard.replication.status().role in ("primary", "recovering"):
+            while self._shard.machine.prepared and self._shard.replication.role in ("primary", "recovering"):
                 doubts = self._doubts()
                 for transaction, coordinator in doubts.items():
                     if transaction not in before:

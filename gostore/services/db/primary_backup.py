@@ -322,15 +322,15 @@ class PrimaryBackup:
 
     # what others see
 
+    @property
+    def role(self) -> str:
+        leadership = self._leadership
+        if self._leads():
+            return "primary" if leadership is not None and leadership.serving else "recovering"
+        return "idle" if self._replica.journal.empty else "backup"
+
     def status(self) -> ShardStatus:
-        leadership, configuration = self._leadership, self._replica.journal.configuration
-        if leadership is not None and leadership.ended is None:
-            role = "primary" if leadership.serving else "recovering"
-        elif self._leads():
-            role = "recovering"
-        else:
-            role = "idle" if self._replica.journal.empty else "backup"
-        leads = role in ("primary", "recovering")
+        leadership, configuration, role = self._leadership, self._replica.journal.configuration, self.role
         return ShardStatus(
             self._group.shard,
             role,
@@ -340,7 +340,7 @@ class PrimaryBackup:
             self._owners,
             self._replica.journal.last.index,
             self._replica.committed,
-            leads and leadership is not None and leadership.settled,
+            role == "primary" and leadership is not None and leadership.settled,
             {"obstacle": self._obstacle} if role == "recovering" else {},
         )
 

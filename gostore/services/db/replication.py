@@ -75,7 +75,7 @@ class Group:
 
 @dataclass(slots=True)
 class ShardStatus:
-    """For the live view, statistics and tests. ``role``: idle, backup, recovering, primary.
+    """For the live view, statistics and tests.
 
     ``settled``: every planned replica is a member, and nobody else. ``generation``: epoch x 1000 + attempt.
     """

@@ -271,12 +271,12 @@ class DbService:
         if holder is None:
             return None
         shard = self._shards[self.database.shard_of(holder, key)]
-        if shard.replication.status().role == "idle":
+        if shard.replication.role == "idle":
             return None
         return Versioned.from_wire(shard.read(holder.physical, key, (), None))
 
     def status(self) -> dict[str, Any]:
-        """``leads``, ``holds``: numbers of shards. ``unsettled``: what is not as it should be, in words. Asks nobody."""
+        """``leads``, ``holds``: numbers of shards. ``unsettled``: what is not as it should be. Asks nobody."""
         statuses = [shard.status() for shard in self._shards]
         leads = [status.shard for status in statuses if status.role == "primary"]
         holds = [status.shard for status in statuses if status.role != "idle"]

@@ -118,7 +118,7 @@ class Shard:
         if command[0] in ("decide", "begin", "prepare"):
             self._wake()
             self.coordinator.notice(command[0], command[1], outcome)
-        if self.replication.status().role == "primary":
+        if self.replication.role == "primary":
             places = list(decided.values) if decided is not None and command[2] else []
             if command[0] == "commit" and outcome[0] == "ok":
                 places = [(write[1], write[2]) for write in command[3]]
