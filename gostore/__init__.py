@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from gostore.cluster import HashRing
     from gostore.core.errors import GoStoreError
     from gostore.launch import launch
+    from gostore.sim import simulate
     from gostore.viz import ClusterView, GraphView
 
 __version__ = "0.1.0"
-__all__ = ["ClusterView", "GoStoreError", "GraphView", "HashRing", "connect", "launch"]
+__all__ = ["ClusterView", "GoStoreError", "GraphView", "HashRing", "connect", "launch", "simulate"]
 
 # name -> the module that defines it
 _LAZY = {
     "launch": "gostore.launch",
+    "simulate": "gostore.sim",
     "connect": "gostore.client",
     "ClusterView": "gostore.viz",
     "GraphView": "gostore.viz",

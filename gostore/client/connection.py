@@ -144,8 +144,7 @@ class Connection:
     ) -> Reply:
         """Ask this node and no other. Raises what it raises, :class:`Timeout`, :class:`Unreachable`."""
         if node not in self.members:
-            known = ", ".join(self.members) or "none yet"
-            raise BadRequest(f"there is no node {node!r}; known are {known}")
+            raise self._unknown(node)
         wait_s = TIMEOUT_S if timeout_s is None else timeout_s
         return await self.endpoint.call(node, service, function, *args, data=data, timeout_s=wait_s)
 
@@ -156,29 +155,35 @@ class Connection:
         *args: Any,
         data: bytes | memoryview = b"",
         repeatable: bool = False,
+        tells_repeats: bool = False,
         via: str | None = None,
         timeout_s: float | None = None,
     ) -> Reply:
         """Ask whichever node can help, one after the other, round and round until the time is over.
 
-        ``repeatable``: running twice does no harm (reads, commits that carry a request id). ``via``: this node only.
+        ``repeatable``: running twice does no harm (reads, commits that carry a request id). ``tells_repeats``: the
+        function takes a last argument that says whether an earlier attempt may have had its effect. ``via``: this node
+        only.
         """
-        if via is not None:
-            return await self.call_node(via, service, function, *args, data=data, timeout_s=timeout_s)
+        if via is not None and via not in self.members:
+            raise self._unknown(via)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + (TIMEOUT_S if timeout_s is None else timeout_s)
         # A silent node must not use up all the time; but what takes long everywhere gets longer each round.
-        pause_s, patience_s, last = BACKOFF_S[0], PATIENCE_S, None
+        pause_s, patience_s = BACKOFF_S[0], PATIENCE_S
+        last: GoStoreError | None = None
+        all_definite = True
         while True:
-            for node in self._order():
+            for node in self._order() if via is None else [via]:
                 left_s = deadline_s - loop.time()
                 if left_s <= 0:
                     break
-                wait_s = min(left_s, patience_s) if repeatable and len(self.members) > 1 else left_s
+                wait_s = min(left_s, patience_s) if repeatable and via is None and len(self.members) > 1 else left_s
+                sent = (*args, not all_definite) if tells_repeats else args
                 try:
-                    return await self.endpoint.call(node, service, function, *args, data=data, timeout_s=wait_s)
+                    return await self.endpoint.call(node, service, function, *sent, data=data, timeout_s=wait_s)
                 except (Unreachable, Unavailable, Timeout, Forgotten) as error:
-                    last = error
+                    last, all_definite = error, all_definite and error.definite
                     if not (error.definite or repeatable):
                         raise
                     if not isinstance(error, Unavailable):
@@ -188,6 +193,9 @@ class Connection:
             await asyncio.sleep(pause_s)
             pause_s, patience_s = min(2 * pause_s, BACKOFF_S[1]), 2 * patience_s
             await self._refresh_if_old(deadline_s)
+
+    def _unknown(self, node: str) -> BadRequest:
+        return BadRequest(f"there is no node {node!r}; known are {', '.join(self.members) or 'none yet'}")
 
     async def _refresh_if_old(self, deadline_s: float) -> None:
         now_s = asyncio.get_running_loop().time()

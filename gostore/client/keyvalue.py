@@ -72,11 +72,11 @@ class RemoteKeyValue:
     ) -> Committed:
         connection = self._connection()
         request = request_id or RequestId(connection.endpoint.name, next(_numbers))
-        wire = await self._ask(
-            "commit", [read.to_wire() for read in reads], [write.to_wire() for write in writes], request.to_wire(),
-            timeout_s=timeout_s,
+        reply = await connection.call(
+            "db", "commit", [read.to_wire() for read in reads], [write.to_wire() for write in writes],
+            request.to_wire(), via=self._via, repeatable=True, tells_repeats=True, timeout_s=timeout_s,
         )  # fmt: skip
-        return Committed.from_wire(wire)
+        return Committed.from_wire(reply.value)
 
 
 _numbers = count(1)

@@ -129,6 +129,7 @@ class Endpoint:
         identity = Identity(self.name, self.incarnation, Address(shown, self.address.tcp_port, self.address.udp_port))
         self._outbox.open(transport, datagrams, identity)
         self._open_local(identity)
+        self._receiver.resume()
 
     def _assemble(self) -> None:
         config, env = self.config, self.env

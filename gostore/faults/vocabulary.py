@@ -2,8 +2,8 @@
 
 Network faults act on links, the ordered pairs of nodes; several may lie on one link at once, so the vocabulary keeps
 the list of what is in force and works out what each link suffers. A world performs it with a few primitives (the
-methods that start with an underscore) and raises :class:`NotSupported` for what it cannot do. Every fault is an event of the
-kind ``fault``, published before it takes effect.
+methods that start with an underscore) and raises :class:`NotSupported` for what it cannot do. Every fault is an event
+of the kind ``fault``, published before it takes effect.
 
 Asymmetric partitions and stalled disks are what kills real clusters (Alfatafta et al., "Toward a generic fault
 tolerance technique for partial network partitioning", OSDI 2020; Ganesan et al., "Redundancy does not imply fault

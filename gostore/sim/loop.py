@@ -328,7 +328,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Go on with all that has become due meanwhile."""
         if self.paused and not self.dead:
             self.paused = False
-            self._token += 1
             if self._ready:
                 self._arm()
             else:

@@ -383,6 +383,32 @@ def test_a_crash_runs_nobodys_finally_not_even_by_garbage_collection():
     assert gc.garbage == []
 
 
+def test_a_crash_keeps_what_was_about_to_run():
+    ran = []
+
+    def generator():
+        try:
+            yield
+        finally:
+            ran.append("finally")
+
+    async def main(node):
+        made = generator()
+        next(made)
+        node.loop.call_soon(list, made)
+        node.loop.call_later(1, list, made)
+        del made
+        world.crash("n1")
+
+    with World(1) as world:
+        world.add_node("n1", main)
+        world.run_for(5)
+        gc.collect()
+        assert ran == []
+    gc.collect()
+    assert ran == []
+
+
 def test_a_suspended_task_that_nobody_refers_to_is_not_collected():
     ran = []
 

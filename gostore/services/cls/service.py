@@ -97,6 +97,7 @@ class ClsService:
         self._gossip: Gossip[NodeEvent] = Gossip(self.name, gossip.PROFILES[config.cls.profile], env.rng)
         self._waiters: list[tuple[Callable[[View], bool], asyncio.Future[View]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0  # uvloop gives a handle without `when()` for a time that has passed
         self._ceiling = 0
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._saved: View | None = None
@@ -363,10 +364,11 @@ class ClsService:
         if not self._running:
             return
         due_s = min(self._swim.due_s, self._gossip.due_s)
-        if self._timer is None or due_s < self._timer.when():
+        if self._timer is None or due_s < self._timer_due_s:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
+            self._timer_due_s = due_s
 
     def _cast(self, to: str, function: str, *args: Any) -> None:
         self._messages += 1

@@ -135,6 +135,11 @@ class Replication(Protocol):
         """A message of the policy itself, from another replica."""
         ...
 
+    @property
+    def role(self) -> str:
+        """idle (holds nothing), backup, recovering (about to serve) or primary (serves)."""
+        ...
+
     def status(self) -> ShardStatus: ...
 
 

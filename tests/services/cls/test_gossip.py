@@ -22,6 +22,8 @@ from gostore.services.cls.gossip import (
 )
 
 FAST = PROFILES["fast"]
+MESSAGES_MAX = 20_000
+"""A simulation that floods its network ends."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def test_a_small_cluster_is_told_completely_before_anybody_twice() -> None:
     while one.due_s < 100.0:
         told += [effect.to for effect in one.tick(list("bcdef"), one.due_s) if isinstance(effect, Tell)]
     assert len(told) == FAST.tellings(6)
-    assert set(told[:5]) >= set(told) - set(told[5:]) and len(set(told)) == min(len(told), 5)
+    assert len(set(told)) == min(len(told), 5)
 
 
 def test_with_nobody_to_tell_it_rests() -> None:
@@ -246,7 +248,7 @@ class Network:
             self.later(self.rng.uniform(0, probe_period_s), name, "probe")
         while True:
             due_s, name = min((core.due_s, name) for name, core in self.cores.items())
-            if min(due_s, self._heap[0][0]) > end_s:
+            if min(due_s, self._heap[0][0]) > end_s or self.messages > MESSAGES_MAX:
                 self.now_s = end_s
                 self._heap = [entry for entry in self._heap if entry[3] != "probe"]
                 heapq.heapify(self._heap)

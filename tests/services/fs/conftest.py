@@ -88,7 +88,8 @@ def make_env(name: str, seed: int = 0) -> Env:
 class FakeKeyValue:
     """The KeyValue interface in memory: sharded versions, points and ranges validated at commit, request ids kept.
 
-    ``before`` is called with ("get" | "scan" | "commit", details) and may raise; ``after`` is called after a commit was
+    ``before`` is called with ("get" | "scan" | "commit", details), may raise, and may return something to wait for;
+    ``after`` is called after a commit was
     applied and may raise too (an outcome that the caller does not learn). Every operation lets others run first, a
     random number of turns, so that transactions interleave.
     """
@@ -99,7 +100,7 @@ class FakeKeyValue:
         self.separators: dict[str, str | None] = {}
         self.index = [0] * SHARDS
         self.outcomes: dict[RequestId, Committed] = {}
-        self.before: Callable[[str, Any], None] = lambda _operation, _details: None
+        self.before: Callable[[str, Any], Any] = lambda _operation, _details: None
         self.after: Callable[[Any], None] = lambda _writes: None
         self.commits = 0
 
@@ -111,6 +112,11 @@ class FakeKeyValue:
     async def _turns(self) -> None:
         for _ in range(self.rng.randrange(4)):
             await asyncio.sleep(0)
+
+    async def _hook(self, operation: str, details: Any) -> None:
+        waiting = self.before(operation, details)
+        if waiting is not None:
+            await waiting
 
     def _container(self, name: str) -> dict[str, tuple[bytes, int]]:
         if name not in self.objects:
@@ -127,7 +133,7 @@ class FakeKeyValue:
 
     async def get(self, container: str, key: str, path: Any = (), **_: Any) -> Versioned:
         await self._turns()
-        self.before("get", (container, key))
+        await self._hook("get", (container, key))
         found = self._container(container).get(key)
         shard = self.shard(container, key)
         if found is None:
@@ -145,7 +151,7 @@ class FakeKeyValue:
         **_: Any,
     ) -> Page:
         await self._turns()
-        self.before("scan", (container, prefix))
+        await self._hook("scan", (container, prefix))
         assert 1 <= limit <= SCAN_LIMIT_MAX
         objects = self._container(container)
         low, high = max(prefix, start), prefix_end(prefix)
@@ -177,7 +183,7 @@ class FakeKeyValue:
         timeout_s: float | None = None,
     ) -> Committed:
         await self._turns()
-        self.before("commit", writes)
+        await self._hook("commit", writes)
         if request_id is not None and request_id in self.outcomes:
             return self.outcomes[request_id]
         for read in reads:
@@ -292,7 +298,9 @@ class FakeEndpoint:
     ) -> Reply:
         args = msgpack.unpackb(msgpack.packb(args))
         await self.cluster.turns()
-        self.cluster.before_call(self.name, to, service, function, args)
+        waiting = self.cluster.before_call(self.name, to, service, function, args)
+        if waiting is not None:
+            await waiting
         node = self.cluster.nodes.get(to)
         if node is None or self.cluster.cut(self.name, to):
             await asyncio.sleep(5.0 if timeout_s is None else timeout_s)
@@ -362,7 +370,7 @@ class Cluster:
         self.rng = random.Random(seed)
         self.kv = FakeKeyValue(seed)
         self.config = FsConfig(**{"inline_size_bytes_max": 16, "chunk_size_bytes": 4096, **config})
-        self.before_call: Callable[..., None] = lambda *_: None
+        self.before_call: Callable[..., Any] = lambda *_: None
         self.cuts: list[tuple[str, str]] = []
         self.replicas = replicas
         self.nodes: dict[str, Node] = {}

@@ -188,6 +188,27 @@ def test_creates_in_a_directory_that_is_being_removed(kit: SimpleNamespace, seed
 
 
 @pytest.mark.parametrize("seed", range(40))
+def test_directories_made_in_a_directory_that_is_being_removed(kit: SimpleNamespace, seed: int) -> None:
+    async def main() -> None:
+        kv = kit.FakeKeyValue(seed)
+        trees = [tree_on(kit, kv, f"n{number}", seed) for number in range(3)]
+        await trees[0].mkdir("/d")
+        for tree in trees:
+            await tree.children("/d")
+            await tree.mkdir(f"/{tree}")  # it knows the way and the versions
+        done = await asyncio.gather(
+            trees[0].mkdir("/d/x"),
+            trees[1].remove("/d", recursive=True),
+            trees[2].mkdir("/d/y"),
+            return_exceptions=True,
+        )
+        assert not [one for one in done if isinstance(one, BaseException)]
+        assert kit.tree_problems(kv) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_a_plain_removal_never_takes_an_acknowledged_file(kit: SimpleNamespace, seed: int) -> None:
     async def main() -> None:
         kv = kit.FakeKeyValue(seed)

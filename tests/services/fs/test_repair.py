@@ -200,6 +200,43 @@ def test_a_writer_with_an_old_view_has_its_chunks_moved(kit: SimpleNamespace) ->
     kit.run(main)
 
 
+def test_nodes_that_take_each_other_for_the_owner_do_not_both_let_go(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster(nodes=2) as cluster:
+            data = blob(4096)
+            await cluster.ask("n1", "write", "/f", data=data)
+            cluster.online("n1", told=["n2"])
+            cluster.online("n2", told=["n1"])
+            await asyncio.sleep(30)
+            assert (await cluster.ask("n1", "read", "/f"))[1] == data
+            cluster.online("n1")
+            await cluster.settle()
+            exact(cluster)
+            assert (await cluster.ask("n2", "read", "/f"))[1] == data
+
+    kit.run(main)
+
+
+def test_a_surplus_copy_that_somebody_relied_on_meanwhile_stays_for_another_pass(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster(nodes=2) as cluster:
+            written = await cluster.ask("n1", "write", "/f", data=blob(4096))
+            key = written["chunks"][0][0]
+            passes: list[bool] = []
+
+            def rely(source: str, to: str, _service: str, function: str, _args: Any) -> None:
+                if (source, to, function) == ("n1", "n2", "pin"):
+                    passes.append(cluster.nodes["n1"].fs.holder.pin(key) if not passes else True)
+
+            cluster.before_call = rely
+            cluster.online("n2")
+            await cluster.settle()
+            assert passes == [True, True]
+            assert cluster.copies(key) == ["n2"]
+
+    kit.run(main)
+
+
 def test_events_tell_of_a_repair(kit: SimpleNamespace) -> None:
     async def main() -> None:
         async with kit.Cluster() as cluster:

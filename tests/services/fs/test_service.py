@@ -344,11 +344,13 @@ def test_a_crash_of_the_writer_at_any_step_leaves_nothing_that_stays(kit: Simple
     assert step > 10
 
 
-def test_a_writer_that_was_taken_for_dead_cannot_commit(kit: SimpleNamespace) -> None:
+# 16,384 bytes are stored when they come; of 20,000 some are left to store when the upload ends.
+@pytest.mark.parametrize("size", [16_384, 20_000])
+def test_a_writer_that_was_taken_for_dead_cannot_commit(kit: SimpleNamespace, size: int) -> None:
     async def main() -> None:
         async with kit.Cluster() as cluster:
             upload = await cluster.ask("n1", "begin", "/f")
-            await cluster.ask("n1", "append", upload, 0, data=blob(20_000))
+            await cluster.ask("n1", "append", upload, 0, data=blob(size))
             # The others believe that n1 is gone, collect what it wrote, and see it come back.
             cluster.online("n2", "n3", "n4", "n5")
             collected = await cluster.ask("n2", "collect")
@@ -374,6 +376,75 @@ def test_a_live_writers_chunks_are_not_collected(kit: SimpleNamespace) -> None:
                 done = await cluster.ask("n2", "collect")
                 assert (done["chunks"], done["intents"]) == (0, 0)
             await cluster.ask("n1", "commit", upload)
+            assert await read_all(cluster, "n3", "/f") == data
+
+    kit.run(main)
+
+
+def test_a_file_that_comes_into_being_while_a_collection_reads_keeps_its_chunks(kit: SimpleNamespace) -> None:
+    """The intent is consumed after the intents were read and before the headers are."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(16_384)
+            upload = await cluster.ask("n1", "begin", "/f")
+            await cluster.ask("n1", "append", upload, 0, data=data)
+            scans: list[str] = []
+
+            def commit(operation: str, details: Any) -> Any:
+                if operation != "scan":
+                    return None
+                scans.append(details[0])
+                return cluster.ask("n1", "commit", upload) if len(scans) == 3 else None
+
+            cluster.kv.before = commit
+            done = await cluster.ask("n2", "collect")
+            assert len(scans) == 3
+            assert done["chunks"] == 0
+            assert await read_all(cluster, "n3", "/f") == data
+
+    kit.run(main)
+
+
+def test_a_file_that_wants_the_chunks_just_found_unreferenced_keeps_them(kit: SimpleNamespace) -> None:
+    """Its writer comes when all has been read and nothing been removed."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(9000)
+            for node in cluster.nodes.values():
+                node.fs.collector.want = lambda: None
+            await cluster.ask("n1", "write", "/old", data=data)
+            await cluster.ask("n1", "delete", "/old")
+            written = []
+
+            def write(_from: str, _to: str, _service: str, function: str, _args: Any) -> Any:
+                if function == "sweep" and not written:
+                    written.append(1)
+                    return cluster.ask("n4", "write", "/new", data=data)
+                return None
+
+            cluster.before_call = write
+            done = await cluster.ask("n2", "collect")
+            assert (done["chunks"], done["kept"]) == (0, 9)
+            for name in cluster.names:
+                assert await read_all(cluster, name, "/new") == data
+            assert (await cluster.ask("n1", "check"))["under_replicated"] == 0
+
+    kit.run(main)
+
+
+def test_a_header_that_cannot_be_read_stops_every_collection(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(9000)
+            await cluster.ask("n1", "write", "/f", data=data)
+            packed, version = cluster.kv.objects["fs"]["root/f"]
+            cluster.kv.objects["fs"]["root/f"] = (b"\xa3odd", version)
+            with pytest.raises(GoStoreError, match="no header"):
+                await cluster.ask("n2", "collect")
+            assert (await cluster.ask("n2", "check"))["corrupt"] == 1
+            cluster.kv.objects["fs"]["root/f"] = (packed, version)
             assert await read_all(cluster, "n3", "/f") == data
 
     kit.run(main)
