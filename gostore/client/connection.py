@@ -77,6 +77,7 @@ class Connection:
         )
         self._turn = 0
         self._shunned: dict[str, float] = {}
+        self._ended: dict[str, None] = {}
         self._refreshed_s = 0.0
         self.is_usable: Callable[[str], bool] = lambda name: True
         """A testbed knows which nodes it killed or paused; others are asked only when nothing is left."""
@@ -125,10 +126,12 @@ class Connection:
     def started(self, name: str, address: Address) -> None:
         """A node runs at this address from now on."""
         self._shunned.pop(name, None)
+        self._ended.pop(name, None)
         self.members[name] = address
 
     def ended(self, name: str) -> None:
         """A node's process has ended: calls to it end now, not at their deadline."""
+        self._ended[name] = None
         self.endpoint.forget(name)
 
     # calls
@@ -142,9 +145,8 @@ class Connection:
         data: bytes | memoryview = b"",
         timeout_s: float | None = None,
     ) -> Reply:
-        """Ask this node and no other. Raises what it raises, :class:`Timeout`, :class:`Unreachable`."""
-        if node not in self.members:
-            raise self._unknown(node)
+        """Ask this node and no other, once. Raises what it raises, :class:`Timeout`, :class:`Unreachable`."""
+        self._check_node(node)
         wait_s = TIMEOUT_S if timeout_s is None else timeout_s
         return await self.endpoint.call(node, service, function, *args, data=data, timeout_s=wait_s)
 
@@ -165,8 +167,8 @@ class Connection:
         function takes a last argument that says whether an earlier attempt may have had its effect. ``via``: this node
         only.
         """
-        if via is not None and via not in self.members:
-            raise self._unknown(via)
+        if via is not None:
+            self._check_node(via)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + (TIMEOUT_S if timeout_s is None else timeout_s)
         # A silent node must not use up all the time; but what takes long everywhere gets longer each round.
@@ -189,13 +191,24 @@ class Connection:
                     if not isinstance(error, Unavailable):
                         self.shun(node)
             if loop.time() + pause_s >= deadline_s:
-                raise last or Unreachable("no member of the cluster is known")
+                raise self._final(last, all_definite)
             await asyncio.sleep(pause_s)
             pause_s, patience_s = min(2 * pause_s, BACKOFF_S[1]), 2 * patience_s
             await self._refresh_if_old(deadline_s)
 
-    def _unknown(self, node: str) -> BadRequest:
-        return BadRequest(f"there is no node {node!r}; known are {', '.join(self.members) or 'none yet'}")
+    def _final(self, last: GoStoreError | None, all_definite: bool) -> GoStoreError:
+        """The error of the last attempt, unless that would hide that an earlier one may have had its effect."""
+        if last is None:
+            return Unreachable("no member of the cluster is known")
+        if last.definite and not all_definite:
+            return Timeout(f"{last.message} (an earlier attempt may have had its effect)")
+        return last
+
+    def _check_node(self, node: str) -> None:
+        if node in self._ended:
+            raise Unreachable(f"{node} does not run")
+        if node not in self.members:
+            raise BadRequest(f"there is no node {node!r}; known are {', '.join(self.members) or 'none yet'}")
 
     async def _refresh_if_old(self, deadline_s: float) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -47,8 +47,10 @@ BACKOFF_MAX: Final = 8
 JITTER: Final = 0.2
 # Requests that this node has redirected and whose source has not acknowledged the answer.
 PASSIVE_MAX: Final = 16_384
-# Answers kept for one caller, together; beyond it the oldest are evicted.
-ANSWERS_SIZE_BYTES_MAX: Final = 32 * 1024 * 1024
+# What these hold in memory until they are acknowledged or time out.
+PASSIVE_SIZE_BYTES_MAX: Final = 256 * 1024 * 1024
+# Answers kept for all callers together; beyond it the oldest are evicted.
+ANSWERS_SIZE_BYTES_MAX: Final = 256 * 1024 * 1024
 
 # What the driver is to do for a call.
 WAIT: Final = 0
@@ -109,6 +111,7 @@ class OutCall:
         "passive",
         "payload",
         "sends",
+        "size_bytes",
         "wait_s",
     )
 
@@ -121,6 +124,7 @@ class OutCall:
         self.bound = False
         self.done = False
         self.passive = False
+        self.size_bytes = 0
         self.wait_s = 0.0
         self.due_s = 0.0
         self.payload: Any = None
@@ -136,6 +140,7 @@ class Caller:
         self._next_id = 1
         self._calls: dict[int, OutCall] = {}
         self._passive = 0
+        self._passive_bytes = 0
         self._due: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -168,18 +173,25 @@ class Caller:
         attempts: int | None = None,
         *,
         passive: bool = False,
+        size_bytes: int = 0,
     ) -> tuple[OutCall, int]:
-        """A new call and what to do first: SEND, HELLO or WAIT (a hello is under way).
+        """A new call and what to do first: SEND or HELLO. ``size_bytes``: what a passive one holds in memory.
 
         The driver must report each SEND that it carries out with :meth:`sent`. Raises :class:`Unavailable` when too
         many calls are in flight.
         """
-        held = self._passive if passive else len(self._calls) - self._passive
-        if held >= (PASSIVE_MAX if passive else self._limits.calls_in_flight_max):
-            raise Unavailable(f"{held} calls are in flight; calls_in_flight_max allows no more: await some first")
+        if passive:
+            if self._passive >= PASSIVE_MAX or self._passive_bytes + size_bytes > PASSIVE_SIZE_BYTES_MAX:
+                raise Unavailable(f"{self._passive} redirected requests await their acknowledgement: ask again later")
+        elif len(self._calls) - self._passive >= self._limits.calls_in_flight_max:
+            raise Unavailable(
+                f"calls_in_flight_max = {self._limits.calls_in_flight_max} allows no more: await some first"
+            )
         call = OutCall(self.new_id(), conversation, deadline_s, attempts or self._limits.attempts_max)
-        call.passive = passive
-        self._passive += passive
+        if passive:
+            call.passive, call.size_bytes = True, size_bytes
+            self._passive += 1
+            self._passive_bytes += size_bytes
         self._calls[call.id] = conversation.calls[call.id] = call
         self._arm(call, now_s, self._limits.attempt_timeout_s)
         return call, self._action(call, now_s)
@@ -194,7 +206,9 @@ class Caller:
         """Nobody waits for this call any more."""
         if not call.done:
             call.done = True
-            self._passive -= call.passive
+            if call.passive:
+                self._passive -= 1
+                self._passive_bytes -= call.size_bytes
             self._calls.pop(call.id, None)
             call.conversation.calls.pop(call.id, None)
 
@@ -281,9 +295,7 @@ class Caller:
                 self._push(call, call.deadline_s)
                 continue
             self._arm(call, now_s, min(call.wait_s * 2, self._limits.attempt_timeout_s * BACKOFF_MAX))
-            action = self._action(call, now_s)
-            if action != WAIT:
-                effects.append((action, call))
+            effects.append((self._action(call, now_s), call))
         return effects
 
     def _action(self, call: OutCall, now_s: float) -> int:
@@ -303,43 +315,92 @@ class Caller:
         heapq.heappush(self._due, (when, call.id))
 
 
+class Shelf:
+    """The kept answers of all sessions, in the order of completion, under one bound of bytes."""
+
+    __slots__ = ("_order", "size_bytes")
+
+    def __init__(self) -> None:
+        self._order: dict[tuple[int, int], Session] = {}
+        self.size_bytes = 0
+
+    def put(self, session: Session, request_id: int, size_bytes: int) -> None:
+        self._order[session.number, request_id] = session
+        self.size_bytes += size_bytes
+
+    def take(self, session: Session, request_id: int, size_bytes: int) -> None:
+        del self._order[session.number, request_id]
+        self.size_bytes -= size_bytes
+
+    def shrink(self) -> None:
+        """Evict the oldest while there is too much; the last one stays."""
+        while self.size_bytes > ANSWERS_SIZE_BYTES_MAX and len(self._order) > 1:
+            (_, request_id), session = next(iter(self._order.items()))
+            session.evict(request_id)
+
+
 class Session:
     """What a callee remembers of one caller's incarnation."""
 
-    __slots__ = ("_ids", "acknowledged", "done", "evicted_below", "incarnation", "number", "running", "size_bytes")
+    __slots__ = (
+        "_ids",
+        "_shelf",
+        "acknowledged",
+        "closed",
+        "done",
+        "evicted_below",
+        "incarnation",
+        "number",
+        "running",
+    )
 
-    def __init__(self, incarnation: int, number: int) -> None:
+    def __init__(self, incarnation: int, number: int, shelf: Shelf) -> None:
         self.incarnation = incarnation
         self.number = number
         self.acknowledged = 0
         self.evicted_below = 0
+        self.closed = False
         self.running: dict[int, None] = {}
         self.done: dict[int, tuple[Any, int]] = {}  # id -> (answer, its size), in the order of completion
-        self.size_bytes = 0
         self._ids: list[int] = []  # heap of the ids in ``done``, for acknowledgements
+        self._shelf = shelf
 
     def acknowledge(self, below: int) -> Iterator[Any]:
         """Forget the answers that the caller has; gives them."""
         self.acknowledged = below
         while self._ids and self._ids[0] < below:
-            found = self.done.pop(heapq.heappop(self._ids), None)
-            if found is not None:
-                self.size_bytes -= found[1]
-                yield found[0]
+            request_id = heapq.heappop(self._ids)
+            if request_id in self.done:
+                yield self._remove(request_id)
 
     def keep(self, request_id: int, answer: Any, size_bytes: int, kept_max: int) -> None:
         """Keep an answer until it is acknowledged, and evict the oldest while there are too many."""
-        if request_id < self.acknowledged:
+        if request_id < self.acknowledged or self.closed:
             return
         self.done[request_id] = (answer, size_bytes)
-        self.size_bytes += size_bytes
+        self._shelf.put(self, request_id, size_bytes)
         heapq.heappush(self._ids, request_id)
-        while len(self.done) > kept_max or (self.size_bytes > ANSWERS_SIZE_BYTES_MAX and len(self.done) > 1):
-            oldest = next(iter(self.done))
-            self.size_bytes -= self.done.pop(oldest)[1]
-            self.evicted_below = max(self.evicted_below, oldest + 1)
+        if len(self.done) > kept_max:
+            self.evict(next(iter(self.done)))
+        self._shelf.shrink()
         if len(self._ids) > 2 * kept_max:  # evicted ids go when they come up, or here
             self._ids = sorted(self.done)
+
+    def evict(self, request_id: int) -> None:
+        """Forget an answer that the caller may still ask for."""
+        self._remove(request_id)
+        self.evicted_below = max(self.evicted_below, request_id + 1)
+
+    def close(self) -> None:
+        """The caller is forgotten, or restarted."""
+        self.closed = True
+        for request_id in tuple(self.done):
+            self._remove(request_id)
+
+    def _remove(self, request_id: int) -> Any:
+        answer, size_bytes = self.done.pop(request_id)
+        self._shelf.take(self, request_id, size_bytes)
+        return answer
 
 
 class Callee:
@@ -349,8 +410,14 @@ class Callee:
         self._kept_max = limits.answers_kept_max
         self._sessions: dict[str, Session] = {}
         self._last_session = 0
+        self._shelf = Shelf()
         self.released: list[Any] = []
         """Answers that the callers have acknowledged since the driver last emptied this list."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all kept answers hold in memory."""
+        return self._shelf.size_bytes
 
     def session(self, name: str) -> Session | None:
         return self._sessions.get(name)
@@ -359,13 +426,16 @@ class Callee:
         """A caller says hello: the number of its session. The driver has dropped hellos of former incarnations."""
         session = self._sessions.get(name)
         if session is None or session.incarnation != incarnation:
+            self.forget(name)
             self._last_session += 1
-            session = self._sessions[name] = Session(incarnation, self._last_session)
+            session = self._sessions[name] = Session(incarnation, self._last_session, self._shelf)
         return session.number
 
     def forget(self, name: str) -> None:
         """Room is needed: this caller's requests will be refused until it says hello again."""
-        self._sessions.pop(name, None)
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            session.close()
 
     def request(
         self, session: Session | None, number: int, request_id: int, acknowledged_below: int, *, poke: bool = False

@@ -27,6 +27,8 @@ from gostore.env import Env
 # may wait for calls to other nodes, so the first bound must be generous.
 RUNNING_MAX: Final = 1024
 WAITING_MAX: Final = 4096
+# What the requests of one service, running and waiting, hold in memory; beyond it they are answered as unavailable.
+REQUESTS_SIZE_BYTES_MAX: Final = 512 * 1024 * 1024
 
 
 class Answer:
@@ -70,14 +72,15 @@ class Job:
 
 
 class Runtime:
-    """A registered service: how many of its requests run, and which wait."""
+    """A registered service: how many of its requests run, which wait, and the bytes of both."""
 
-    __slots__ = ("functions", "name", "running", "waiting")
+    __slots__ = ("functions", "name", "running", "size_bytes", "waiting")
 
     def __init__(self, name: str, functions: dict[str, Function]) -> None:
         self.name = name
         self.functions = functions
         self.running = 0
+        self.size_bytes = 0
         self.waiting: deque[Job] = deque()
 
 
@@ -126,12 +129,15 @@ class Dispatcher:
             return
         runtime, job.function = found
         job.runtime = runtime
+        if runtime.size_bytes + job.frame.size_bytes > REQUESTS_SIZE_BYTES_MAX or len(runtime.waiting) >= WAITING_MAX:
+            message = f"{self._env.name}: {runtime.name} is overloaded ({len(runtime.waiting)} requests wait)"
+            self.fail(job, Unavailable(message))
+            return
+        runtime.size_bytes += job.frame.size_bytes
         if runtime.running < RUNNING_MAX:
             self._launch(job)
-        elif len(runtime.waiting) < WAITING_MAX:
-            runtime.waiting.append(job)
         else:
-            self.fail(job, Unavailable(f"{self._env.name}: {runtime.name} is overloaded ({WAITING_MAX} requests wait)"))
+            runtime.waiting.append(job)
 
     def _unknown(self, route: bytes) -> GoStoreError:
         service, _, function = route.decode(errors="replace").partition(".")
@@ -176,6 +182,7 @@ class Dispatcher:
                 await self._room(job)
             self._finish(job, answer)
         finally:
+            job.runtime.size_bytes -= job.frame.size_bytes
             self._next(job.runtime)
 
     async def _invoke(self, job: Job, call: Call) -> Any:

@@ -24,7 +24,7 @@ from gostore.comm.calls import CallLimits
 from gostore.comm.directory import Directory, Resolver
 from gostore.comm.dispatch import Dispatcher, Job
 from gostore.comm.links import Links
-from gostore.comm.outbox import Outbox
+from gostore.comm.outbox import Outbox, look_up
 from gostore.comm.peers import Peer
 from gostore.comm.receiver import Receiver
 from gostore.comm.requests import Requests
@@ -130,6 +130,9 @@ class Endpoint:
         self._outbox.open(transport, datagrams, identity)
         self._open_local(identity)
         self._receiver.resume()
+        # Only now: a connection is not to be accepted before there is anything to answer it with.
+        assert self._server is not None
+        await self._server.start_serving()
 
     def _assemble(self) -> None:
         config, env = self.config, self.env
@@ -169,13 +172,15 @@ class Endpoint:
         loop, host, sockets, receiver = self._loop, self.address.host, self.env.sockets, self._receiver
         what, port = "tcp_port", self.address.tcp_port
         try:
+            ip = await look_up(host)  # a name may have several, and both sockets must be at the same
             if "tcp" in sockets:
-                server = await loop.create_server(receiver.make_inbound, sock=sockets["tcp"])
+                where: dict[str, Any] = {"sock": sockets["tcp"]}
             else:
-                server = await loop.create_server(receiver.make_inbound, host, port)
+                where = {"host": ip, "port": port}
+            server = await loop.create_server(receiver.make_inbound, start_serving=False, **where)
             self._server = server
             what, port = "udp_port", self.address.udp_port
-            at: dict[str, Any] = {"sock": sockets["udp"]} if "udp" in sockets else {"local_addr": (host, port)}
+            at: dict[str, Any] = {"sock": sockets["udp"]} if "udp" in sockets else {"local_addr": (ip, port)}
             transport, datagrams = await loop.create_datagram_endpoint(lambda: Datagrams(receiver.on_packet), **at)
         except OSError as error:
             if self._server is not None:

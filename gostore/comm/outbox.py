@@ -21,8 +21,9 @@ from gostore.env import Env
 CONNECT_TIMEOUT_S: Final = 1.0
 # After a failed or broken connection frames are dropped for this long, before the next is tried. Seconds.
 RECONNECT_WAIT_S: Final = 0.05
-# A host name that was resolved is asked for again after this. Seconds.
-RESOLVED_S_MAX: Final = 30.0
+# A host name is looked up again after this, and after this when that failed. Seconds.
+HOST_KNOWN_S: Final = 30.0
+LOOK_UP_AGAIN_S: Final = 1.0
 HOSTS_CACHED_MAX: Final = 4096
 
 
@@ -253,29 +254,41 @@ class Outbox:
                 stream.abort()
 
     def _host(self, host: str) -> str | None:
-        """The IP address of a host; None while a name is being resolved, or when it cannot be."""
+        """The IP address of a host; None while a name is being looked up, or when it cannot be."""
         found = self._hosts.get(host)
         if found is not None and found[1] > self._loop.time():
             return found[0]
         if len(self._hosts) >= HOSTS_CACHED_MAX:
             self._hosts.clear()
+        if _is_ip(host):
+            self._hosts[host] = (host, float("inf"))
+            return host
+        known = found[0] if found is not None else None
+        self._hosts[host] = (known, self._loop.time() + LOOK_UP_AGAIN_S)
         try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            self._hosts[host] = (found[0] if found else None, self._loop.time() + 1.0)
-            try:
-                self._env.tasks.start(self._look_up(host), name=f"resolve {host}")
-            except RuntimeError:  # the node is stopping
-                pass
-            return self._hosts[host][0]
-        self._hosts[host] = (host, float("inf"))
-        return host
+            self._env.tasks.start(self._look_up(host), name=f"look up {host}")
+        except RuntimeError:  # the node is stopping
+            pass
+        return known
 
     async def _look_up(self, host: str) -> None:
         try:
-            found = await self._loop.getaddrinfo(host, None, type=0)
+            self._hosts[host] = (await look_up(host), self._loop.time() + HOST_KNOWN_S)
         except OSError as error:
             self._env.log.warning("host %r cannot be resolved: %s", host, error)
-            return
-        if found:
-            self._hosts[host] = (str(found[0][4][0]), self._loop.time() + RESOLVED_S_MAX)
+
+
+async def look_up(host: str) -> str:
+    """The IP address of a host name, or of an address itself. Raises ``OSError``."""
+    if _is_ip(host):
+        return host
+    found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    return str(found[0][4][0])
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

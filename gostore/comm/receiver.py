@@ -43,7 +43,7 @@ class Receiver:
         self._loop = asyncio.get_running_loop()
         self._inbound: dict[Inbound, None] = {}
         self._delayed = 0
-        # Until `resume`: packets may arrive before there is anything to answer them with.
+        # Until `resume`: datagrams may arrive before there is anything to answer them with.
         self._paused = True
         self._closed = False
 

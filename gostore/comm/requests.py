@@ -60,8 +60,9 @@ class Requests:
         self, peer: Peer, frame: Frame, deadline_s: float, attempts: int | None, origin: Origin | None = None
     ) -> OutCall:
         """Begin a call; await ``call.payload.future`` and end it. Raises :class:`Unavailable`: too many in flight."""
+        now_s, size = self._loop.time(), 0 if origin is None else frame.size_bytes
         call, action = self.caller.start(
-            peer.conversation, self._loop.time(), deadline_s, attempts, passive=origin is not None
+            peer.conversation, now_s, deadline_s, attempts, passive=origin is not None, size_bytes=size
         )
         frame.id, frame.parent = call.id, current_cause.get()
         future: asyncio.Future[Any] | None = self._loop.create_future() if origin is None else None

@@ -50,12 +50,16 @@ class LinkFault:
     def __add__(self, other: LinkFault) -> LinkFault:
         """Both at once: independent chances, delays one after the other."""
         return LinkFault(
-            1.0 - (1.0 - self.drop) * (1.0 - other.drop),
+            _either(self.drop, other.drop),
             min(self.delay_s + other.delay_s, DELAY_S_MAX),
             min(self.jitter_s + other.jitter_s, DELAY_S_MAX),
-            1.0 - (1.0 - self.duplicate) * (1.0 - other.duplicate),
-            1.0 - (1.0 - self.reorder) * (1.0 - other.reorder),
+            _either(self.duplicate, other.duplicate),
+            _either(self.reorder, other.reorder),
         )
+
+
+def _either(a: float, b: float) -> float:
+    return a + b - a * b
 
 
 NO_FAULT: Final = LinkFault()

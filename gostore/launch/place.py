@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,7 +25,7 @@ class Place:
 
     def __init__(self, path: str | os.PathLike[str] | None, *, entry: str = NODE_ENTRY) -> None:
         self.temporary = path is None
-        self.root = Path(tempfile.mkdtemp(prefix="gostore-")) if path is None else Path(path).absolute()
+        self.root = _temporary() if path is None else Path(path).absolute()
         self.begun_s = time.monotonic()
         self._entry = entry
         self._lock = -1
@@ -77,4 +75,16 @@ class Place:
             os.close(self._lock)
             self._lock = -1
         if self.temporary:
+            import shutil
+
             shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _temporary() -> Path:
+    """A new directory for this user alone. (``tempfile`` does the same, after importing a dozen modules.)"""
+    root = Path(os.environ.get("TMPDIR") or "/tmp", f"gostore-{os.urandom(8).hex()}")  # noqa: S108
+    try:
+        root.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be made: {error.strerror}; set TMPDIR, or give a path") from None
+    return root

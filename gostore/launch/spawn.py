@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,10 +24,13 @@ def start_zygote(log: Path, *, entry: str = NODE_ENTRY, remove: Path | None = No
     """
     root = str(Path(__file__).resolve().parents[2])
     # -P: a `random.py` in the working directory is the user's, not ours. The user's own modules come last.
-    command = [sys.executable, "-P", "-c", _BOOT, root, f"--owner={os.getpid()}", f"--entry={entry}"]
-    if remove is not None:
-        command.append(f"--remove={remove}")
-    command.extend(f"--path={Path(place or '.').resolve()}" for place in sys.path if Path(place or ".").is_dir())
+    options = {
+        "owner": os.getpid(),
+        "entry": entry,
+        "remove": None if remove is None else str(remove),
+        "path": [os.path.abspath(place) for place in sys.path if os.path.isdir(place or ".")],
+    }
+    command = [sys.executable, "-P", "-c", _BOOT, root, json.dumps(options)]
     with open(log, "ab") as output:
         return subprocess.Popen(
             command,

@@ -36,14 +36,12 @@ It has one thread and no event loop: forking with either would copy their broken
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
 import json
 import os
 import select
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -374,23 +372,25 @@ def _private_streams() -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="gostore.launch.zygote")
-    parser.add_argument("--owner", type=int, required=True, help="process that must not be outlived")
-    parser.add_argument("--entry", required=True, help="MODULE:FUNCTION that runs a node in the child")
-    parser.add_argument("--remove", help="directory to remove at the end")
-    parser.add_argument("--path", action="append", default=[], help="where modules are found, after all other places")
-    options = parser.parse_args()
+    """``gostore.launch.zygote OPTIONS``, where OPTIONS is one JSON object (see ``gostore.launch.spawn``):
+
+    ``owner``: the process that must not be outlived; ``entry``: ``MODULE:FUNCTION`` that runs a node in the child;
+    ``remove``: a directory to remove at the end, or null; ``path``: where modules are found, after all other places.
+    """
+    gc.disable()  # what is imported stays, so looking for garbage now is only work
+    options = json.loads(sys.argv[1])
     commands, answers = _private_streams()
-    sys.path.extend(entry for entry in options.path if entry not in sys.path)
-    entry = _load(options.entry)
+    sys.path.extend(place for place in options["path"] if place not in sys.path)
+    entry = _load(options["entry"])
     gc.collect()
     gc.freeze()
-    gc.disable()
     try:
-        Zygote(entry, commands, answers, options.owner).run()
+        Zygote(entry, commands, answers, options["owner"]).run()
     finally:
-        if options.remove:
-            shutil.rmtree(options.remove, ignore_errors=True)
+        if options["remove"]:
+            import shutil
+
+            shutil.rmtree(options["remove"], ignore_errors=True)
 
 
 if __name__ == "__main__":

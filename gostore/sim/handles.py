@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from gostore.sim.scheduler import Scheduler
 
 
+def _nothing() -> None:
+    """In place of a callback that was cancelled."""
+
+
 class SimHandle:
     """A scheduled callback, as ``asyncio.Handle``."""
 
@@ -25,6 +29,12 @@ class SimHandle:
 
     def cancel(self) -> None:
         self._cancelled = True
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was to be called need not live until its time has come."""
+        self._callback = _nothing
+        self._args = ()
 
     def cancelled(self) -> bool:
         return self._cancelled
@@ -49,6 +59,7 @@ class SimTimer(SimHandle):
     def cancel(self) -> None:
         if not self._cancelled:
             self._cancelled = True
+            self._forget()
             if self._scheduler is not None:
                 self.cancelled_timer = True
                 self._scheduler.timer_cancelled()

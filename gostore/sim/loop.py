@@ -301,13 +301,17 @@ class SimLoop(asyncio.AbstractEventLoop):
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) >= self._sweep_at:
-            self._tasks = tasks = [task for task in tasks if not task.done()]
-            self._sweep_at = max(SWEEP_MIN, 2 * len(tasks))
+            self.sweep()
         return task
 
     def tasks(self) -> list[SimTask]:
         """The unfinished tasks, in order of creation."""
         return [task for task in self._tasks if not task.done()]
+
+    def sweep(self) -> None:
+        """Let go of finished tasks, and with them of their results."""
+        self._tasks = self.tasks()
+        self._sweep_at = max(SWEEP_MIN, 2 * len(self._tasks))
 
     def set_task_factory(self, factory: Any) -> None:
         self._task_factory = factory

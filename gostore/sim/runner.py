@@ -105,8 +105,10 @@ class SimRunner:
 
     def _end(self) -> None:
         world = self._world()
-        if self.over and world is not None and not self._scheduler.running:
-            world.close()
+        if world is not None and not self._scheduler.running and not self._scheduler.dead:
+            world.client().loop.sweep()
+            if self.over:
+                world.close()
 
 
 def _halt(task: asyncio.Task[Any]) -> None:

@@ -47,8 +47,11 @@ class Line:
     key: tuple[Any, ...]
     stamp_ms: int
     event: Event
+    subjects: list[str] = field(default_factory=list)
+    """Whom it is about."""
     nodes: list[str] = field(default_factory=list)
-    count: int = 1
+    """Who published it."""
+    count: int = 0
 
 
 class Ticker:
@@ -71,7 +74,7 @@ class Ticker:
             if abs(at_ms - line.stamp_ms) <= merge_s * 1000 and line.key == key:
                 break
         else:
-            line = Line(self._next, key, at_ms, event, count=0)
+            line = Line(self._next, key, at_ms, event)
             self._next += 1
             if len(self._lines) == self._lines.maxlen:
                 self._changed.pop(self._lines[0].id, None)
@@ -80,8 +83,9 @@ class Ticker:
         # The newest of a frequent kind is the one to show; of a change of membership the first, who found it out.
         if merge_s == MERGE_S:
             line.event = event
-        if event.node not in line.nodes and len(line.nodes) < NODES_MAX:
-            line.nodes.append(event.node)
+        for names, name in ((line.nodes, event.node), (line.subjects, str(event.data.get("member", event.node)))):
+            if name not in names and len(names) < NODES_MAX:
+                names.append(name)
         self._changed[line.id] = line
 
     def take(self) -> list[dict[str, Any]]:
@@ -91,20 +95,35 @@ class Ticker:
         return changed
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines, oldest first."""
-        return [self._shown(line) for line in self._lines]
+        """All lines, the oldest first: by the events' stamps, for they arrive from several nodes."""
+        return [self._shown(line) for line in sorted(self._lines, key=lambda line: (line.stamp_ms, line.id))]
 
     def _shown(self, line: Line) -> dict[str, Any]:
         since_ms = line.stamp_ms - (self.started_ms or line.stamp_ms)
-        tag, text = describe(line.event, line.nodes, line.count)
-        return {"id": line.id, "time": clock(since_ms / 1000, digits=2), "tag": tag, "text": text, "nodes": line.nodes}
+        tag, text = describe(line.event, line.nodes, line.subjects, line.count)
+        return {
+            "id": line.id,
+            "ms": line.stamp_ms,
+            "time": clock(since_ms / 1000, digits=2),
+            "tag": tag,
+            "text": text,
+            "nodes": list(dict.fromkeys(line.subjects + line.nodes)),
+        }
 
 
-def describe(event: Event, nodes: list[str] | None = None, count: int = 1) -> tuple[str, str]:
-    """The event as (tag, sentence). ``nodes``: who published it; ``count``: how many alike it stands for."""
+def describe(
+    event: Event, nodes: list[str] | None = None, subjects: list[str] | None = None, count: int = 1
+) -> tuple[str, str]:
+    """The event as (tag, sentence). ``nodes``: who published it; ``subjects``: whom it is about; ``count``: how many
+    alike it stands for."""
     nodes = nodes or [event.node]
+    subjects = subjects or [str(event.data.get("member", event.node))]
     words = _WORDS.get(event.kind)
-    text = words(event.data, event.node, nodes) if words else f"{event.node}: {event.kind.replace('_', ' ')}"
+    text = (
+        words(event.data, event.node, _are(subjects), nodes)
+        if words
+        else f"{event.node}: {event.kind.replace('_', ' ')}"
+    )
     if event.kind in _FREQUENT and count > 1:
         text += f" and {count - 1:,} more"
     return event.category, text
@@ -118,7 +137,9 @@ def _key(event: Event) -> tuple[tuple[Any, ...], float]:
     data = event.data
     match event.kind:
         case "member":
-            return ("member", data["member"], data["state"]), MERGE_MEMBER_S
+            return ("member", data["state"], data["epoch"]), MERGE_MEMBER_S
+        case "node_ready":
+            return (event.kind, data["epoch"]), MERGE_MEMBER_S
         case "suspect" | "refute":
             return (event.kind, data["member"], data["incarnation"]), MERGE_MEMBER_S
         case "master":
@@ -130,6 +151,11 @@ def _key(event: Event) -> tuple[tuple[Any, ...], float]:
         case kind if kind in _FREQUENT:
             return (kind,), MERGE_S
     return (event.kind, event.node, event.seq), 0.0
+
+
+def _are(names: list[str]) -> str:
+    """``n1 is``, ``n1, n2 are``."""
+    return f"{_some(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _seen(nodes: list[str]) -> str:
@@ -156,28 +182,29 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-_Words = Callable[[Mapping[str, Any], str, list[str]], str]
+_Words = Callable[[Mapping[str, Any], str, str, list[str]], str]
+# kind -> (data, publisher, "whom it is about is/are", publishers) -> sentence
 _WORDS: Final[dict[str, _Words]] = {
-    "node_started": lambda d, n, _: f"{n} started, incarnation {d['incarnation']}",
-    "node_ready": lambda d, n, _: f"{n} is ready, epoch {d['epoch']}",
-    "node_stopping": lambda d, n, _: f"{n} stops: {d['reason']}",
-    "member": lambda d, _, nodes: f"{d['member']} is {d['state']}, epoch {d['epoch']}; {_seen(nodes)}",
-    "suspect": lambda d, _, nodes: f"{d['member']} suspected by {_some(nodes)}",
-    "refute": lambda d, _, nodes: f"{d['member']} is alive, incarnation {d['incarnation']}; {_seen(nodes)}",
-    "master": lambda d, _, nodes: f"{d['member']} is the master, epoch {d['epoch']}; {_seen(nodes)}",
-    "wal_recovered": lambda d, n, _: f"{n} read its log: {plural(d['records'], 'record')}, torn {d['torn_bytes']} B",
-    "disk_failed": lambda d, n, _: f"{n}: disk failed at {d['what']}: {d['error']}",
-    "conflict": lambda d, n, _: f"{n} aborted a transaction: conflict on {d['container']}/{d['key']}",
-    "shard_primary": lambda d, n, _: f"{n} leads shard {d['shard']}, generation {d['generation']}",
-    "shard_synced": lambda d, n, _: f"{n} copied shard {d['shard']} from {d['source']}, {size(d['bytes'])}",
-    "fs_write": lambda d, _, __: (
+    "node_started": lambda d, n, *_: f"{n} started, incarnation {d['incarnation']}",
+    "node_ready": lambda d, _, are, __: f"{are} ready, epoch {d['epoch']}",
+    "node_stopping": lambda d, n, *_: f"{n} stops: {d['reason']}",
+    "member": lambda d, _, are, nodes: f"{are} {d['state']}, epoch {d['epoch']}; {_seen(nodes)}",
+    "suspect": lambda d, _, __, nodes: f"{d['member']} suspected by {_some(nodes)}",
+    "refute": lambda d, _, __, nodes: f"{d['member']} is alive, incarnation {d['incarnation']}; {_seen(nodes)}",
+    "master": lambda d, _, __, nodes: f"{d['member']} is the master, epoch {d['epoch']}; {_seen(nodes)}",
+    "wal_recovered": lambda d, n, *_: f"{n} read its log: {plural(d['records'], 'record')}, torn {d['torn_bytes']} B",
+    "disk_failed": lambda d, n, *_: f"{n}: disk failed at {d['what']}: {d['error']}",
+    "conflict": lambda d, n, *_: f"{n} aborted a transaction: conflict on {d['container']}/{d['key']}",
+    "shard_primary": lambda d, n, *_: f"{n} leads shard {d['shard']}, generation {d['generation']}",
+    "shard_synced": lambda d, n, *_: f"{n} copied shard {d['shard']} from {d['source']}, {size(d['bytes'])}",
+    "fs_write": lambda d, *_: (
         f"write {d['path']} v{d['version']}, {size(d['size'])} in {d['duration_s'] * 1000:.1f} ms"
     ),
-    "fs_delete": lambda d, _, __: f"delete {d['path']}, {d['entries']} entries",
-    "repair_started": lambda d, n, _: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
-    "repair_done": lambda d, n, _: f"{n} copied {plural(d['copied'], 'chunk')}, {size(d['bytes'])}",
-    "fault": lambda d, _, __: _fault(d),
-    "policy_installed": lambda d, _, nodes: f"{d['slot']} is {d['name']} on {_some(nodes)}",
-    "policy_failed": lambda d, _, nodes: f"{d['slot']} {d['name']} failed on {_some(nodes)}: {d['error']}",
-    "task_failed": lambda d, n, _: f"{n}: task {d['task']} failed: {d['error']}",
+    "fs_delete": lambda d, *_: f"delete {d['path']}, {d['entries']} entries",
+    "repair_started": lambda d, n, *_: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
+    "repair_done": lambda d, n, *_: f"{n} copied {plural(d['copied'], 'chunk')}, {size(d['bytes'])}",
+    "fault": lambda d, *_: _fault(d),
+    "policy_installed": lambda d, _, __, nodes: f"{d['slot']} is {d['name']} on {_some(nodes)}",
+    "policy_failed": lambda d, _, __, nodes: f"{d['slot']} {d['name']} failed on {_some(nodes)}: {d['error']}",
+    "task_failed": lambda d, n, *_: f"{n}: task {d['task']} failed: {d['error']}",
 }

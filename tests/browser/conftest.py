@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -48,6 +49,19 @@ def tools() -> ModuleType:
 @pytest.fixture(scope="session")
 def feed() -> ModuleType:
     return load(TESTS / "viz" / "feed.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that fails leaves a picture of its page, and says where."""
+    report = yield
+    driver = getattr(item, "funcargs", {}).get("chromium")
+    if report.when == "call" and report.failed and driver is not None:
+        picture = item.funcargs["tmp_path"] / "failure.png"
+        with contextlib.suppress(Exception):
+            driver.save_screenshot(str(picture))
+            report.sections.append(("the page when it failed", str(picture)))
+    return report
 
 
 @pytest.fixture

@@ -273,14 +273,14 @@ def test_pulses_are_drawn_and_not_with_reduced_motion(tools: ModuleType, opened:
 
 def test_lines_come_in_on_top_and_grow_in_place(opened: Open, feed: ModuleType) -> None:
     page = opened(scene(feed, feed.snapshot(5)))
-    line = {"id": 7, "time": "02:00.00", "tag": "cls", "text": "n4 suspected by n1", "nodes": ["n1"]}
+    line = {"id": 7, "ms": 120000, "time": "02:00.00", "tag": "cls", "text": "n4 suspected by n1", "nodes": ["n1"]}
     emit(page, lines=[line, {**line, "id": 8, "tag": "fault", "text": "kill n4"}])
     emit(page, lines=[{**line, "text": "n4 suspected by n1, n2"}])
     rows = [row.text for row in query(page, ".gs-events-list .gs-text")]
     assert rows == ["kill n4", "n4 suspected by n1, n2"]
     query(page, ".gs-events-list li")[1].click()
     assert query(page, ".gs-detail h3")[0].text == "n1"
-    emit(page, lines=[{**line, "id": i, "text": f"line {i}"} for i in range(100, 300)])
+    emit(page, lines=[{**line, "id": i, "ms": 120000 + i, "text": f"line {i}"} for i in range(100, 300)])
     assert len(query(page, ".gs-events-list li")) == 60
     assert query(page, ".gs-events-list .gs-text")[0].text == "line 299"
 

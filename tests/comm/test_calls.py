@@ -434,12 +434,38 @@ def test_kept_answers_are_bounded_in_number_and_bytes() -> None:
         assert callee.request(session, number, request_id, 1) == calls.RUN
         callee.finish(session, request_id, "", calls.ANSWERS_SIZE_BYTES_MAX // 4)
         assert len(session.done) <= 4
-        assert session.size_bytes <= calls.ANSWERS_SIZE_BYTES_MAX
+        assert callee.kept_bytes <= calls.ANSWERS_SIZE_BYTES_MAX
     assert callee.request(session, number, 1, 1) == calls.FORGOTTEN
     assert callee.request(session, number, 199, 1) == calls.RESEND
     assert callee.request(session, number, 200, 200) == calls.RUN
     assert not session.done
-    assert session.size_bytes == 0
+    assert callee.kept_bytes == 0
+
+
+def test_the_bound_of_bytes_is_shared_by_all_callers() -> None:
+    callee, third = Callee(LIMITS), calls.ANSWERS_SIZE_BYTES_MAX // 3
+    for name in "abcde":
+        number = callee.hello(name, 1)
+        session = callee.session(name)
+        assert callee.request(session, number, 1, 1) == calls.RUN
+        assert session is not None
+        callee.finish(session, 1, name, third)
+    assert callee.kept_bytes == 3 * third
+    verdicts = []
+    for name in "abcde":
+        session = callee.session(name)
+        assert session is not None
+        verdicts.append(callee.request(session, session.number, 1, 1))
+    assert verdicts == [calls.FORGOTTEN] * 2 + [calls.RESEND] * 3
+    for name in "cde":
+        callee.forget(name)
+    assert callee.kept_bytes == 0
+    late = callee.session("a")
+    assert late is not None
+    assert callee.request(late, late.number, 2, 1) == calls.RUN
+    callee.forget("a")
+    callee.finish(late, 2, "late", third)  # its handler ends after the caller was forgotten
+    assert callee.kept_bytes == 0
 
 
 def test_calls_in_flight_are_bounded_and_a_cancelled_one_makes_room() -> None:
@@ -452,6 +478,22 @@ def test_calls_in_flight_are_bounded_and_a_cancelled_one_makes_room() -> None:
     core.end(started[0])
     assert core.acknowledged_below(conversation) == started[1].id
     core.start(conversation, 0.0, 5.0)
+
+
+def test_passive_calls_are_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, conversation = Caller(LIMITS, random.Random(1)), Conversation("b")
+    large = calls.PASSIVE_SIZE_BYTES_MAX // 2
+    held = [core.start(conversation, 0.0, 5.0, passive=True, size_bytes=large)[0] for _ in range(2)]
+    with pytest.raises(Unavailable, match="redirected"):
+        core.start(conversation, 0.0, 5.0, passive=True, size_bytes=1)
+    core.start(conversation, 0.0, 5.0)  # they leave room for calls
+    core.end(held[0])
+    core.start(conversation, 0.0, 5.0, passive=True, size_bytes=large)
+    monkeypatch.setattr(calls, "PASSIVE_MAX", 2)
+    core.end(held[1])
+    core.start(conversation, 0.0, 5.0, passive=True)
+    with pytest.raises(Unavailable, match="redirected"):
+        core.start(conversation, 0.0, 5.0, passive=True)
 
 
 def test_a_passive_call_waits_to_be_nudged() -> None:

@@ -175,7 +175,7 @@ def test_calls_in_flight_are_bounded(run_net: Run) -> None:
         b.echo.gate.clear()
         tasks = [asyncio.ensure_future(a.endpoint.call("b", "echo", "held", str(i))) for i in range(16)]
         await until(lambda: len(b.echo.ran) == 16)
-        with pytest.raises(Unavailable, match="in flight"):
+        with pytest.raises(Unavailable, match="calls_in_flight_max = 16"):
             await a.endpoint.call("b", "echo", "echo", 1)
         b.echo.gate.set()
         await asyncio.gather(*tasks)
@@ -202,6 +202,11 @@ def test_an_overloaded_service_says_so(run_net: Run, monkeypatch: pytest.MonkeyP
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(found, Unavailable) for found in ended) == 3
         assert len(b.echo.ran) == 5
+        monkeypatch.setattr("gostore.comm.dispatch.REQUESTS_SIZE_BYTES_MAX", 10_000)
+        with pytest.raises(Unavailable, match="overloaded"):
+            await a.endpoint.call("b", "echo", "block", 1, data=b"x" * 10_000)
+        for _ in range(5):  # what has ended is not counted any more
+            await a.endpoint.call("b", "echo", "block", 1, data=b"x" * 5_000)
 
     run_net(scenario)
 
@@ -713,6 +718,19 @@ def test_stop_is_complete_and_may_be_repeated(run_net: Run) -> None:
             await a.endpoint.call("b", "echo", "echo", 1)
         a.endpoint.cast("b", "echo", "echo", 1)
         assert b.echo.ran == {"block": 1}
+
+    run_net(scenario)
+
+
+def test_hosts_may_have_names(run_net: Run) -> None:
+    async def scenario(net: Net) -> None:
+        a = await net.node("a", attempts_max=64)
+        await net.node("b", address=Address("localhost", 0, 0))
+        assert net.members.known["b"].host == "localhost"
+        assert (await a.endpoint.call("b", "echo", "add", 1)).value == 2
+        assert (await a.endpoint.call("b", "echo", "block", 20_000)).value == 0
+        with pytest.raises(ConfigError, match=r"no\.such\.host\.invalid"):
+            await net.node("c", address=Address("no.such.host.invalid", 0, 0))
 
     run_net(scenario)
 

@@ -222,5 +222,6 @@ def test_a_dropped_cluster_is_freed():
     cluster.fs.write_sync("/x", "1")
     scheduler = weakref.ref(cluster.sim.scheduler)
     del cluster
-    gc.collect()
+    gc.collect()  # the cluster, which ends its world
+    gc.collect()  # the world
     assert scheduler() is None

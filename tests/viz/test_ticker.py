@@ -37,8 +37,28 @@ def test_news_that_reaches_all_is_one_line(feed: ModuleType) -> None:
         "n4 is offline, epoch 8; seen by n1, n2, n3",
         "n4 is online, epoch 9; seen by n1",
     ]
-    assert lines[0]["nodes"] == ["n1", "n2", "n3"]
+    assert lines[0]["nodes"] == ["n4", "n1", "n2", "n3"], "whom it is about comes first"
     assert lines[0]["time"] == "00:00.00"
+
+
+def test_all_who_come_online_together_are_one_line(feed: ModuleType) -> None:
+    source, ticker = feed.Feed(), Ticker()
+    for name in ("n1", "n2"):
+        for member in ("n1", "n2"):
+            ticker.add(source.event(name, "member", member=member, state="online", epoch=5, path=["n1"]))
+        ticker.add(source.event(name, "node_ready", epoch=5))
+    assert [line["text"] for line in ticker.lines()] == [
+        "n1, n2 are online, epoch 5; seen by n1, n2",
+        "n1, n2 are ready, epoch 5",
+    ]
+
+
+def test_lines_are_in_the_order_of_their_stamps(feed: ModuleType) -> None:
+    source, ticker = feed.Feed(), Ticker()
+    for late_s in (0.0, -1.0, 0.5):
+        source.at_s = 134 + late_s
+        ticker.add(source.event("n1", "fault", fault=f"at {late_s}", arguments={}))
+    assert [line["text"] for line in ticker.lines()] == ["at -1.0", "at 0.0", "at 0.5"]
 
 
 def test_a_line_grows_in_its_place(feed: ModuleType) -> None:

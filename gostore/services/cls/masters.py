@@ -248,8 +248,13 @@ class _Draft:
     def take(self, member: Member) -> None:
         old = self.members.get(member.name)
         assert is_legal(old, member), f"{old} -> {member}"
-        if member != old:
-            self.members[member.name] = member
+        if member == old:
+            return
+        self.members[member.name] = member
+        if old in self.changes and old.state is member.state:
+            # One step of the member: it joins and takes a seat.
+            self.changes[self.changes.index(old)] = member
+        else:
             self.changes.append(member)
 
     def seat_masters(self, masters_max: int) -> None:

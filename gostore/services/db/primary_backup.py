@@ -267,15 +267,20 @@ class PrimaryBackup:
             raise Unavailable(f"{self._group.name} was not asked for its promise to generation {generation}")
 
     async def _promise(self, promise: Promise) -> Reply:
-        replica, leadership = self._replica, self._leadership
+        replica = self._replica
         replica.check(promise.generation, promise.primary)
-        if leadership is not None and leadership.promise != promise:
-            leadership.end(Fenced(f"{promise.primary} started generation {promise.generation}"))
+        self._depose(promise)
         report = await replica.promise(promise)
         configuration = None if report.configuration is None else report.configuration.to_wire()
         before = None if report.promise is None else report.promise.to_wire()
         runs = [list(run) for run in replica.journal.runs()]
         return Reply([list(report.last), configuration, before, runs, replica.committed])
+
+    def _depose(self, promise: Promise) -> None:
+        """Another generation is promised here: the one that this node leads, if any, is over."""
+        leadership = self._leadership
+        if leadership is not None and leadership.promise != promise:
+            leadership.end(Fenced(f"{promise.primary} started generation {promise.generation}"))
 
     async def _append(
         self, generation: int, primary: str, previous: Point, committed: int, heads: list[Any], data: bytes
@@ -314,6 +319,7 @@ class PrimaryBackup:
             if self._group.name in reply.value[1] or promise.generation < self._replica.generation:
                 return False
             # So that a later recovery learns from this node that the generation exists.
+            self._depose(promise)
             await self._replica.promise(promise)
         except GoStoreError as error:
             self._group.env.log.debug("shard %d is kept: %s", self._group.shard, error.message)

@@ -24,7 +24,16 @@ was only slow costs nothing but a message, because requests carry their ids."""
 PAUSE_S: Final = (0.01, 0.5)
 """After an attempt that failed: from, doubling, to; a new view ends it."""
 
+MARGIN: Final = (0.1, 0.2)
+"""Of the time that a caller waits, this share, and at most so many seconds, are left for the answer to reach it: a
+definite error that comes too late is a timeout to the caller, and indefinite."""
+
 RETRIED: Final = (NotOwner, Fenced, Unreachable, Unavailable, Timeout, Forgotten)
+
+
+def answer_by(deadline_s: float, now_s: float) -> float:
+    """When to give up what a caller waits for until ``deadline_s``; loop times."""
+    return deadline_s - min(MARGIN[0] * max(deadline_s - now_s, 0.0), MARGIN[1])
 
 
 class Router:
@@ -50,7 +59,7 @@ class Router:
             return now_s + timeout_s
         handled = current_call.get()
         if handled is not None and not handled.finished:
-            return handled.deadline_s
+            return answer_by(handled.deadline_s, now_s)
         return now_s + self._endpoint.config.timeout_s
 
     def on_view(self) -> None:

@@ -17,7 +17,7 @@ from gostore.env import Env
 from gostore.services.db.database import Database
 from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.replication import Replication, together
-from gostore.services.db.router import Router
+from gostore.services.db.router import Router, answer_by
 from gostore.services.db.shard import Shard, World
 from gostore.storage.wal import Wal
 
@@ -127,7 +127,8 @@ class DbService:
     @remote
     async def shard(self, call: Call, number: int, function: str, args: list[Any]) -> Any:
         """A request for a shard whose primary this node should be. Raises ``NotOwner`` when it is not."""
-        return await self._shard(number).serve(function, args, call.deadline_s)
+        now_s = asyncio.get_running_loop().time()
+        return await self._shard(number).serve(function, args, answer_by(call.deadline_s, now_s))
 
     @remote
     async def replicate(self, call: Call, number: int, message: list[Any]) -> Reply:

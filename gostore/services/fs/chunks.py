@@ -11,7 +11,8 @@ meanwhile a writer may have come along who needs this very copy. So each promise
 ("I rely on your copy") that finds it, give it the next number of a counter. Whoever wants to remove takes a *mark* (the
 counter) before he asks anybody anything, and the removal is refused when the chunk was touched after the mark. The
 check and the beginning of the removal are one step; from then on the chunk counts as not held, and a put waits for the
-end of the removal and stores it anew. No clock is involved, and nothing need survive a restart: marks of an earlier
+end of the removal and stores it anew. A copy that is being copied to another node (*lent*) is not removed either, and
+touched in the end: otherwise a collection could remove it, and miss the copy that was on its way. No clock is involved, and nothing need survive a restart: marks of an earlier
 incarnation are refused, and a mark taken after the restart is newer than every promise made before it.
 """
 
@@ -115,6 +116,7 @@ class Holder:
         # Chunk -> the counter at its last touch; only of chunks held, so the blob store bounds it.
         self._touched: dict[str, int] = {}
         self._leaving: dict[str, asyncio.Future[None]] = {}
+        self._lent: dict[str, int] = {}
         self.on_stored: Callable[[str], None] = lambda _key: None
         self.on_corrupt: Callable[[str], None] = lambda _key: None
         self.removed = 0
@@ -136,6 +138,18 @@ class Holder:
             return False
         self._touch(key)
         return True
+
+    @contextmanager
+    def lent(self, key: str) -> Iterator[None]:
+        """While inside, the chunk is not removed; afterwards it is touched."""
+        self._lent[key] = self._lent.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self._lent[key] -= 1
+            if not self._lent[key]:
+                del self._lent[key]
+            self.pin(key)
 
     def keys(self) -> list[str]:
         """Sorted."""
@@ -175,8 +189,8 @@ class Holder:
             raise
 
     async def remove(self, key: str, mark: int) -> bool:
-        """Remove a chunk unless it was touched after ``mark`` (then False, as when it is not here)."""
-        if not self.has(key) or self._touched.get(key, 0) > mark:
+        """Remove a chunk unless it is lent or was touched after ``mark`` (then False, as when it is not here)."""
+        if not self.has(key) or key in self._lent or self._touched.get(key, 0) > mark:
             return False
         with self._gone(key):
             await self._blobs.remove(key)

@@ -14,7 +14,7 @@ Chunks are referenced by *headers* and by *intents* (writers announce chunks bef
 :mod:`.intents`). A collection, on whichever node, in this order:
 
 1. gives up the intents of dead writers (their headers can no longer be committed);
-2. takes a *mark* on each online node and the list of the chunks it holds;
+2. takes a *mark* on each online node, and then, from each, the list of the chunks it holds;
 3. reads all intents, then all headers (linearizable reads): what they name is referenced;
 4. tells each node to remove, of the chunks listed, those not referenced and not touched since the mark.
 
@@ -24,17 +24,21 @@ seen, for headers are read after intents and a consumption changes both at once.
 came after the mark, and (4) spares the chunk. A crash of anybody leaves chunks at worst, and the next collection takes
 them. Nothing here reads a clock, and several collections may run at the same time.
 
+Nor does a copy escape that repair makes meanwhile of a chunk which nothing references: when it arrives after its new
+holder was listed, its source was lent or touched after the mark, so the source is *kept*, and a collection that kept
+something is repeated.
+
 What a node that is not reached holds stays until a later collection: one runs whenever a node comes online that holds
-something.
+something, and when one goes (what it was writing is nobody's).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gostore.core.errors import Conflict, Corrupt, GoStoreError, TooLarge
 from gostore.core.keyvalue import Entry, KeyValue, PointRead, Write
@@ -42,6 +46,8 @@ from gostore.env import Env
 from gostore.services.fs.chunks import KEYS_MAX, Peers, ViewSource, gather_bounded, owners_of
 from gostore.services.fs.directory import ENTRIES, INTENTS, Tree
 from gostore.services.fs.header import Chunk, Header, chunks_from_value
+
+T = TypeVar("T")
 
 SCAN_PAGE: Final = 256
 """Headers read at a time; with inline data about 1 MiB. Halved while a page is too large for a message."""
@@ -139,27 +145,32 @@ class Collector:
         await self._tree.ready()
         done.intents = await self._reap_intents()
         nodes = self._cls.view.online
-        marks: dict[str, list[int]] = {}
-        held: dict[str, list[str]] = {}
-
-        async def look(node: str) -> None:
-            try:
-                reply = await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)
-                held[node] = await self._names(node)
-                marks[node] = reply.value
-            except GoStoreError:
-                done.unreached.append(node)
-
-        await gather_bounded([lambda node=node: look(node) for node in nodes])  # type: ignore[misc]
+        marks = await self._ask_all(nodes, self._mark, done)
+        held = await self._ask_all(tuple(marks), self._names, done)
         if any(held.values()):
             referenced = await self._referenced()
-            for node in nodes:
-                if node in marks:
-                    loose = [key for key in held[node] if key not in referenced]
-                    await self._sweep(node, marks[node], loose, done)
+            for node, keys in held.items():
+                await self._sweep(node, marks[node], [key for key in keys if key not in referenced], done)
         self.collections += 1
         self.collected += done.chunks
         return done
+
+    async def _ask_all(self, nodes: Sequence[str], ask: Callable[[str], Awaitable[T]], done: Collected) -> dict[str, T]:
+        """The answers of those who answer; the others are noted as unreached."""
+
+        async def one(node: str) -> T | None:
+            try:
+                return await ask(node)
+            except GoStoreError:
+                done.unreached.append(node)
+                return None
+
+        answers = await gather_bounded([lambda node=node: one(node) for node in nodes])  # type: ignore[misc]
+        return {node: answer for node, answer in zip(nodes, answers, strict=True) if answer is not None}
+
+    async def _mark(self, node: str) -> list[int]:
+        mark: list[int] = (await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)).value
+        return mark
 
     async def _sweep(self, node: str, mark: Sequence[int], loose: list[str], done: Collected) -> None:
         for first in range(0, len(loose), KEYS_MAX):

@@ -255,7 +255,8 @@ class Repair:
             return
         try:
             data = self._holder.get(key)
-            await self._peers.call(owner, "chunks", "put", key, True, data=data, timeout_s=COPY_TIMEOUT_S)
+            with self._holder.lent(key):
+                await self._peers.call(owner, "chunks", "put", key, True, data=data, timeout_s=COPY_TIMEOUT_S)
         except GoStoreError as error:
             self._env.log.info("repair: chunk %s to %s: %s", key, owner, error)
             return

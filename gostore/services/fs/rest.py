@@ -149,7 +149,10 @@ class RestServer:
         except _Refused as refused:
             return _problem(refused.error, request, refused.status, refused.fields)
         except (ClientError, ConnectionError):
-            raise  # the client has gone: there is nobody to answer
+            # The client has gone: there is nobody to answer.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=HTTPStatus.BAD_REQUEST)
         except Exception as error:
             self._env.log.exception("%s %s failed", request.method, request.rel_url)
             return _problem(InternalError(f"{type(error).__name__}: {error}"), request)

@@ -97,6 +97,9 @@ class FsService:
         self.repair.view_changed()
         if self._env.name not in old.online:
             self._look_around(new)
+        elif new.online[:1] == (self._env.name,) and any(name not in new.online for name in old.online):
+            # Somebody has gone, perhaps in the middle of a write; one of those left cleans up behind him.
+            self.collector.want()
 
     def _look_around(self, view: View) -> None:
         """This node is online now: what it holds may have been deleted while it was not."""

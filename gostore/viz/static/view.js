@@ -724,7 +724,10 @@ class Ticker {
         row.item = html("li", {}, row.time, row.tag, row.text);
         row.item.addEventListener("click", () => this.onPick(row.line));
         this.rows.set(line.id, row);
-        this.list.prepend(row.item);
+        // By time, newest on top; news of several nodes may arrive out of order.
+        const older = [...this.list.children].find((item) => Number(item.dataset.ms) <= line.ms);
+        row.item.dataset.ms = line.ms;
+        this.list.insertBefore(row.item, older ?? null);
       }
       row.line = line;
       say(row.time, line.time);
@@ -733,10 +736,10 @@ class Ticker {
       say(row.text, line.text);
       put(row.item, { title: line.text });
     }
-    while (this.rows.size > LINES_MAX) {
-      const oldest = Math.min(...this.rows.keys());
-      this.rows.get(oldest).item.remove();
-      this.rows.delete(oldest);
+    for (const [id, row] of this.rows) {
+      if (this.rows.size <= LINES_MAX) break;
+      row.item.remove();
+      this.rows.delete(id);
     }
   }
 

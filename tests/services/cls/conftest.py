@@ -40,9 +40,16 @@ class Node:
     """One node without db and fs."""
 
     def __init__(
-        self, root: Path, name: str, join: Iterable[str], policy: PolicySource | None, **settings: Any
+        self,
+        root: Path,
+        name: str,
+        join: Iterable[str] = (),
+        policy: PolicySource | None = None,
+        at: Address | None = None,
+        **settings: Any,
     ) -> None:
         self.name = name
+        self.at = at or Address("127.0.0.1", 0, 0)
         self.config = NodeConfig.from_dict(
             {
                 "name": name,
@@ -70,7 +77,9 @@ class Node:
             self.env,
             cluster="test",
             secret=self.config.secret,
-            host="127.0.0.1",
+            host=self.at.host,
+            tcp_port=self.at.tcp_port,
+            udp_port=self.at.udp_port,
             incarnation=await next_incarnation(self.env),
             resolver=resolver,
             config=self.config.comm,
@@ -101,6 +110,11 @@ class Node:
         self.env.disk.close()
 
     @property
+    def contact(self) -> list[str]:
+        """What others set as ``join``."""
+        return [f"127.0.0.1:{self.endpoint.address.tcp_port}"]
+
+    @property
     def view(self) -> View:
         return self.cls.view
 
@@ -124,10 +138,14 @@ class Nodes:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.running: dict[str, Node] = {}
+        self.places: dict[str, Address] = {}
 
-    async def add(self, name: str, *, policy: PolicySource | None = None, **settings: Any) -> Node:
-        join = [f"127.0.0.1:{node.endpoint.address.tcp_port}" for node in self.running.values()]
-        node = Node(self.root, name, join[:2], policy, **settings)
+    async def add(
+        self, name: str, *, policy: PolicySource | None = None, same_place: bool = False, **settings: Any
+    ) -> Node:
+        """Start a node, or start it again; ``same_place``: on the ports that it had."""
+        join = [address for node in self.running.values() for address in node.contact]
+        node = Node(self.root, name, join[:2], policy, self.places[name] if same_place else None, **settings)
         await node.start()
         self.running[name] = node
         return node
@@ -135,7 +153,7 @@ class Nodes:
     async def launch(self, count: int, **settings: Any) -> list[Node]:
         """All are online at all when this returns."""
         first = await self.add("n1", **settings)
-        rest = [Node(self.root, f"n{i}", [port_of(first)], None, **settings) for i in range(2, count + 1)]
+        rest = [Node(self.root, f"n{i}", first.contact, **settings) for i in range(2, count + 1)]
         await asyncio.gather(*(node.start() for node in rest))
         self.running.update({node.name: node for node in rest})
         await self.wait_online(self.running)
@@ -158,6 +176,7 @@ class Nodes:
 
     async def kill(self, name: str) -> Node:
         node = self.running.pop(name)
+        self.places[name] = node.endpoint.address
         await node.kill()
         return node
 
@@ -165,10 +184,6 @@ class Nodes:
         for node in list(self.running.values()):
             await node.stop()
         self.running.clear()
-
-
-def port_of(node: Node) -> str:
-    return f"127.0.0.1:{node.endpoint.address.tcp_port}"
 
 
 async def with_nodes(root: Path, scenario: Callable[[Nodes], Awaitable[None]]) -> None:

@@ -530,6 +530,7 @@ def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int) -> None:
                     continue
                 acknowledged[key] = value
                 unknown.pop(key, None)
+                await asyncio.sleep(rng.uniform(0.0, 0.1))
 
         writers = [asyncio.ensure_future(writer(number)) for number in range(4)]
         for _ in range(4):
@@ -747,6 +748,7 @@ def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die() -
                         t.set("t", source, balance - 10)
                         t.add("t", target, 10)
 
+                await asyncio.sleep(rng.uniform(0.0, 0.2))
                 try:
                     await transact(cluster.db(rng.choice(cluster.running)), body, pause=pause)
                     moved += 1
@@ -760,6 +762,7 @@ def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die() -
                 async def body(t: Transaction) -> int:
                     return sum(entry.value for entry in await t.scan("t"))
 
+                await asyncio.sleep(rng.uniform(0.0, 0.2))
                 try:
                     total = await transact(cluster.db(rng.choice(cluster.running)), body, pause=pause)
                 except (GoStoreError, KeyError):

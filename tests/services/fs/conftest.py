@@ -451,8 +451,9 @@ class Cluster:
 
     async def settle(self) -> None:
         """Until every node says that nothing is left to do."""
+        deadline_s = asyncio.get_running_loop().time() + 3000
         while unsettled := [what for node in self.nodes.values() for what in node.fs.status()["unsettled"]]:
-            assert asyncio.get_running_loop().time() < 3000, unsettled
+            assert asyncio.get_running_loop().time() < deadline_s, unsettled
             await asyncio.sleep(0.05)
 
     def copies(self, key: str) -> list[str]:

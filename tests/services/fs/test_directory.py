@@ -193,9 +193,9 @@ def test_directories_made_in_a_directory_that_is_being_removed(kit: SimpleNamesp
         kv = kit.FakeKeyValue(seed)
         trees = [tree_on(kit, kv, f"n{number}", seed) for number in range(3)]
         await trees[0].mkdir("/d")
-        for tree in trees:
-            await tree.children("/d")
-            await tree.mkdir(f"/{tree}")  # it knows the way and the versions
+        for number, tree in enumerate(trees):
+            await put(tree, f"/d/known{number}")  # it knows the way, and the version of the directory
+            await tree.remove(f"/d/known{number}")
         done = await asyncio.gather(
             trees[0].mkdir("/d/x"),
             trees[1].remove("/d", recursive=True),

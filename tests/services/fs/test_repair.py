@@ -120,6 +120,45 @@ def test_views_that_arrive_late_and_in_pieces_lose_nothing(kit: SimpleNamespace,
     kit.run(main)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_a_node_that_comes_back_does_not_bring_back_what_was_deleted(kit: SimpleNamespace, seed: int) -> None:
+    """Its repair copies old chunks to their owners while its collection finds that nothing references them."""
+
+    async def main() -> None:
+        async with kit.Cluster(seed) as cluster:
+            contents = await fill(cluster)
+            await cluster.kill("n3")
+            cluster.online(*cluster.nodes)
+            await cluster.settle()
+            await cluster.ask("n1", "write", "/keep", data=contents["/d/5"])
+            await cluster.ask("n1", "delete", "/d", True)
+            await cluster.settle()
+            rng = random.Random(seed)
+            cluster.before_call = lambda *_: asyncio.sleep(rng.random())  # a slow network
+            await cluster.start("n3")
+            cluster.online(*cluster.names)
+            await cluster.settle()
+            assert await problems(cluster) == {0}
+            exact(cluster)
+            assert (await cluster.ask("n3", "read", "/keep"))[1] == contents["/d/5"]
+
+    kit.run(main)
+
+
+def test_what_a_dead_writer_left_is_collected_without_anybody_asking(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            upload = await cluster.ask("n2", "begin", "/f")
+            await cluster.ask("n2", "append", upload, 0, data=blob(50_000))
+            await cluster.kill("n2")
+            cluster.online(*cluster.nodes)
+            await cluster.settle()
+            assert cluster.kv.values("fs.intents") == {}
+            assert not any(node.blobs.data for node in cluster.nodes.values())
+
+    kit.run(main)
+
+
 def test_a_damaged_copy_is_passed_over_and_healed(kit: SimpleNamespace) -> None:
     async def main() -> None:
         async with kit.Cluster() as cluster:
@@ -192,10 +231,36 @@ def test_a_writer_with_an_old_view_has_its_chunks_moved(kit: SimpleNamespace) ->
             cluster.online("n2", "n3", "n4", told=["n2", "n3", "n4", "n5"])
             data = blob(40_000)
             await cluster.ask("n1", "write", "/f", data=data)
-            cluster.online("n2", "n3", "n4")
+            cluster.nodes["n1"].move_to(cluster.view)
             await cluster.settle()
             exact(cluster)
             assert (await cluster.ask("n2", "read", "/f"))[1] == data
+
+    kit.run(main)
+
+
+def test_a_surplus_copy_goes_only_when_the_owner_has_one(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster(nodes=2) as cluster:
+            data = blob(4096)
+            written = await cluster.ask("n1", "write", "/f", data=data)
+            key = written["chunks"][0][0]
+            del cluster.disks["n2"].data[key]
+            tries = 0
+
+            def lose(_source: str, _to: str, _service: str, function: str, _args: Any) -> None:
+                nonlocal tries
+                if function == "put":
+                    tries += 1
+                    assert cluster.disks["n1"].data
+                    if tries < 5:
+                        raise Unavailable("the disk is full")
+
+            cluster.before_call = lose
+            cluster.online("n2")
+            await cluster.settle()
+            assert tries == 5
+            assert cluster.copies(key) == ["n2"]
 
     kit.run(main)
 

@@ -1,0 +1,144 @@
+"""The service as it is, in the simulated world, under faults drawn from a seed. A failure names its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gostore.cluster import RingCache, View
+from gostore.comm import Endpoint
+from gostore.config import NodeConfig
+from gostore.core.address import Address
+from gostore.services.cls import ClsService, next_incarnation
+from gostore.sim.world import SimNode, World
+from gostore.storage import Wal
+
+NAMES = ("n1", "n2", "n3", "n4", "n5")
+FAULTS_S = 40.0
+QUIET_S_MAX = 60.0
+
+
+class Resolver:
+    cls: ClsService | None = None
+
+    def address(self, name: str) -> Address | None:
+        return self.cls.address(name) if self.cls is not None else None
+
+
+class Cluster:
+    """Five nodes of cls in a world, and what must hold whatever happens."""
+
+    def __init__(self, world: World, service: type[ClsService] = ClsService) -> None:
+        self.world = world
+        self.service = service
+        self.cache = RingCache()
+        self.services: dict[str, ClsService] = {}
+        self.histories: dict[tuple[int, int], View] = {}
+        self.problems: list[str] = []
+        for name in NAMES:
+            world.add_node(name, main=self.main)
+
+    async def main(self, node: SimNode) -> None:
+        contacts = () if node.name == NAMES[0] else (f"{self.world.node(NAMES[0]).address}:4000",)
+        config = NodeConfig.from_dict(
+            {
+                "name": node.name,
+                "secret": "a secret of the tests",
+                "data_dir": "unused",
+                "join": contacts,
+                "cls": {"expect": len(NAMES), "expect_timeout_s": 3.0},
+            }
+        )
+        env = node.env
+        wal = await Wal.open(env, config.storage)
+        resolver = Resolver()
+        endpoint = Endpoint(
+            env,
+            cluster="test",
+            secret=config.secret,
+            host=node.address,
+            tcp_port=4000,
+            udp_port=4001,
+            incarnation=await next_incarnation(env),
+            resolver=resolver,
+            config=config.comm,
+        )
+        cls = resolver.cls = self.service(env, endpoint, wal, config, cache=self.cache)
+        endpoint.register(cls)
+        await endpoint.start()
+        cls.watchers.watch(lambda old, new, changes: self.judge(node.name, old, new))
+        self.services[node.name] = cls
+        await cls.start()
+
+    def judge(self, name: str, old: View, new: View) -> None:
+        """After every change of any view."""
+        if new.version <= old.version and new.digest:
+            self.problems.append(f"{name} went back from {old.version} to {new.version}")
+        if new.digest and self.histories.setdefault(new.version, new) != new:
+            self.problems.append(f"{name}: two views of version {new.version}")
+        for member in new.members.values():
+            before = old.members.get(member.name)
+            if before is not None and member.incarnation < before.incarnation and new.epoch == old.epoch + 1:
+                self.problems.append(f"{name}: {member.name} fell to incarnation {member.incarnation}")
+
+    def settled(self) -> bool:
+        """All running, all online, all with the same view, nobody suspected."""
+        views = [cls.view for cls in self.services.values()]
+        return (
+            len(views) == len(NAMES)
+            and all(view.version == views[0].version and view.online == NAMES for view in views)
+            and all(cls.is_member and not cls.suspected() for cls in self.services.values())
+        )
+
+
+def nemesis(world: World, names: tuple[str, ...]) -> None:
+    """Draw faults for ``FAULTS_S`` seconds from now; at the end everything is healed."""
+    rng = world.rng("nemesis")
+    kinds = rng.sample(("crash", "power", "pause", "partition", "oneway", "loss"), rng.randrange(1, 5))
+
+    def at(delay_s: float, function: Callable[..., Any], *arguments: Any) -> None:
+        world.at(world.now + delay_s, lambda: function(*arguments))
+
+    time_s = 0.0
+    while (time_s := time_s + rng.uniform(0.3, 6.0)) < FAULTS_S - 8.0:
+        kind, name, length_s = rng.choice(kinds), rng.choice(names), rng.uniform(0.1, 7.0)
+        some = rng.sample(names, rng.randrange(1, len(names)))
+        others = [other for other in names if other not in some]
+        match kind:
+            case "crash" | "power":
+                at(time_s, world.crash if kind == "crash" else world.power_cut, name)
+                at(time_s + length_s, world.restart, name)
+            case "pause":
+                at(time_s, world.pause, name)
+                at(time_s + length_s, world.resume, name)
+            case "partition":
+                at(time_s, world.net.partition, some, others)
+                at(time_s + length_s, world.net.heal)
+            case "oneway":
+                at(time_s, world.net.cut, some, others)
+                at(time_s + length_s, world.net.heal)
+            case "loss":
+                for one in some:
+                    for other in others:
+                        at(time_s, lambda a=one, b=other: world.net.links.set(a, b, loss=0.3, duplicate=0.1))
+                at(time_s + length_s, world.net.heal)
+    at(FAULTS_S, world.net.heal)
+
+
+def run(seed: int, service: type[ClsService] = ClsService) -> Cluster:
+    with World(seed) as world:
+        cluster = Cluster(world, service)
+        world.run_until(cluster.settled, timeout_s=20.0, what="the first view")
+        nemesis(world, NAMES)
+        world.run_for(FAULTS_S + 1.0)
+        assert not cluster.problems, f"seed {seed}: {cluster.problems[:3]}"
+        world.run_until(cluster.settled, timeout_s=QUIET_S_MAX, what="all to meet again")
+        assert not cluster.problems, f"seed {seed}: {cluster.problems[:3]}"
+        return cluster
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_after_any_faults_all_meet_again_in_one_view(seed: int) -> None:
+    run(seed)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from gostore.cluster import RingCache, RingSpec, View
+from gostore.config import StorageConfig
+from gostore.core.address import Address
+from gostore.core.errors import Corrupt
+from gostore.core.slots import PolicySource
+from gostore.env import Env, real_env
+from gostore.services.cls.history import (
+    EVENTS_PER_SNAPSHOT,
+    GROUP,
+    INCARNATIONS_PER_LIFE,
+    History,
+    next_incarnation,
+    reserve_incarnations,
+)
+from gostore.services.cls.masters import Install, Join, Master, NodeEvent, apply, birth
+from gostore.storage import Wal
+
+
+def in_env(path: Path, work: Callable[[Env], Awaitable[None]]) -> None:
+    async def main() -> None:
+        env = real_env("n1", path, seed=1)
+        try:
+            await work(env)
+        finally:
+            await env.tasks.stop()
+            env.disk.close()
+
+    asyncio.run(main())
+
+
+def test_every_life_begins_above_all_earlier_ones(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    async def life(env: Env) -> None:
+        found.append(await next_incarnation(env))
+        assert not env.disk.exists("incarnation.tmp")
+
+    for _ in range(3):
+        in_env(tmp_path, life)
+    assert found == [1, 1001, 2001]
+
+
+def test_a_life_of_many_refutations_takes_another_block(tmp_path: Path) -> None:
+    async def life(env: Env) -> None:
+        assert await next_incarnation(env) == 1
+        assert await reserve_incarnations(env, 1) == INCARNATIONS_PER_LIFE
+        assert await reserve_incarnations(env, 950) == 2 * INCARNATIONS_PER_LIFE
+        assert await reserve_incarnations(env, 5_000) >= 5_100
+
+    in_env(tmp_path, life)
+
+    async def next_life(env: Env) -> None:
+        assert await next_incarnation(env) > 5_100
+
+    in_env(tmp_path, next_life)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    tmp_path.joinpath("incarnation").write_text("12x")
+
+    async def life(env: Env) -> None:
+        with pytest.raises(Corrupt, match="incarnation holds '12x'"):
+            await next_incarnation(env)
+
+    in_env(tmp_path, life)
+
+
+def some_events(count: int) -> tuple[View, list[NodeEvent]]:
+    start = View("test", 0, {}, {"global": RingSpec(3, 8), "masters": RingSpec(3, 8)})
+    join = Join(name="n1", address=Address("127.0.0.1", 1, 2), rest_port=0, incarnation=1)
+    events = [birth(start, join, None)]
+    view = apply(start, events[0])
+    master = Master("n1", expect=1, expect_timeout_s=1.0, masters_max=3)
+    for number in range(count - 1):
+        request = [Install(PolicySource(f"P{number}", "x"))] if number else []
+        event = master.plan(view, request, 0.0).event
+        assert event is not None
+        events.append(event)
+        view = apply(view, event)
+    return start, events
+
+
+@pytest.mark.parametrize("count", [1, 5, EVENTS_PER_SNAPSHOT + 3, 3 * EVENTS_PER_SNAPSHOT])
+def test_what_was_saved_is_there_after_a_restart(tmp_path: Path, count: int) -> None:
+    start, events = some_events(count)
+    expected: list[View] = []
+
+    async def life(env: Env) -> None:
+        wal = await Wal.open(env, StorageConfig())
+        history, view = History(wal), start
+        assert history.load(RingCache()) is None
+        history.append_view(view)
+        for event in events:
+            view = apply(view, event)
+            history.append_event(event, view)
+        await history.sync()
+        expected.append(view)
+        assert wal.last_index(GROUP) - wal.first_index(GROUP) <= EVENTS_PER_SNAPSHOT
+
+    in_env(tmp_path, life)
+
+    async def next_life(env: Env) -> None:
+        view = History(await Wal.open(env, StorageConfig())).load(RingCache())
+        assert view == expected[0]
+
+    in_env(tmp_path, next_life)
+
+
+def test_an_event_that_lost_against_another_history_is_void(tmp_path: Path) -> None:
+    start, events = some_events(4)
+
+    async def life(env: Env) -> None:
+        history = History(await Wal.open(env, StorageConfig()))
+        history.append_view(start)
+        view = apply(start, events[0])
+        history.append_event(events[0], view)
+        history.append_event(NodeEvent(9, 123, "n2", ()), view)
+        history.append_event(events[1], apply(view, events[1]))
+        await history.sync()
+        assert history.load(RingCache()) == apply(view, events[1])
+
+    in_env(tmp_path, life)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    async def life(env: Env) -> None:
+        wal = await Wal.open(env, StorageConfig())
+        wal.append(GROUP, 0, 1, b"\x93\x01\x02\x03", 2)
+        with pytest.raises(Corrupt, match="record 1 of the membership log"):
+            History(wal).load(RingCache())
+
+    in_env(tmp_path, life)
