@@ -37,8 +37,16 @@ _FINALIZED: Final = 1
 # Objects examined when a world closes. Five nodes have some ten thousand; above the bound the second line holds.
 OBJECTS_MAX: Final = 1_000_000
 
-_SUSPENDABLE: Final = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
-_LEADS_OUT: Final = (types.ModuleType, type, types.CodeType, types.BuiltinFunctionType, logging.Logger)
+_SUSPENDABLE: Final = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
+_DEAD_ENDS: Final = frozenset(
+    {
+        # These refer to nothing of interest,
+        *(str, bytes, bytearray, int, float, bool, type(None), types.CodeType, types.BuiltinFunctionType),
+        # and these lead out of the world.
+        *(types.ModuleType, type, logging.Logger, logging.RootLogger),
+    }
+)
+_BATCH: Final = 1_000
 
 
 def silence(things: Iterable[Any]) -> int:
@@ -75,26 +83,30 @@ def _suspended(things: Iterable[Any]) -> list[Any]:
     seen = {id(thing) for thing in layer}
     keep: list[Any] = [layer]  # an address means an object only as long as the object lives
     while layer and len(seen) < OBJECTS_MAX:
+        found += [thing for thing in layer if type(thing) in _SUSPENDABLE and _is_suspended(thing)]
         following: list[Any] = []
-        for thing in layer:
-            if isinstance(thing, _SUSPENDABLE) and _is_suspended(thing):
-                found.append(thing)
-            for referent in _referents(thing):
-                if gc.is_tracked(referent) and id(referent) not in seen and not isinstance(referent, _LEADS_OUT):
-                    seen.add(id(referent))
-                    following.append(referent)
+        for start in range(0, len(layer), _BATCH):
+            for thing in _referents(layer[start : start + _BATCH]):
+                if type(thing) not in _DEAD_ENDS and id(thing) not in seen:
+                    seen.add(id(thing))
+                    following.append(thing)
         layer = following
         keep.append(layer)
     return found
 
 
-def _referents(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, types.FunctionType):
-        # Its globals are a module's; what it has closed over is the world's.
-        return (thing.__closure__ or ()) + (thing.__defaults__ or ())
-    if isinstance(thing, asyncio.AbstractEventLoop) and not hasattr(thing, "scheduler"):
-        return ()  # the loop around the world
-    return gc.get_referents(thing)
+def _referents(things: list[Any]) -> list[Any]:
+    plain: list[Any] = []
+    found: list[Any] = []
+    for thing in things:
+        if type(thing) is types.FunctionType:
+            # Its globals are a module's; what it has closed over is the world's.
+            found.extend((thing.__closure__ or ()) + (thing.__defaults__ or ()))
+        elif isinstance(thing, (asyncio.AbstractEventLoop, type)) and not hasattr(thing, "scheduler"):
+            continue  # the loop around the world; a class with a metaclass
+        else:
+            plain.append(thing)
+    return found + gc.get_referents(*plain)
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,10 +73,8 @@ def chromium(tools: ModuleType, tmp_path: Path) -> Iterator[Any]:
 def lab(tools: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """JupyterLab over a copy of the project's notebooks."""
     lab = tools.Lab(tmp_path_factory.mktemp("lab"))
-    notebooks = TESTS.parent / "notebooks"
-    if notebooks.is_dir():
-        shutil.copytree(notebooks, lab.root, dirs_exist_ok=True)
     try:
+        lab.copy(TESTS.parent / "notebooks")
         yield lab
     finally:
         lab.stop()

@@ -6,10 +6,10 @@ It runs on every node and is idle on all but the one that leads, or is about to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Final
 
-from gostore.cluster import View
+from gostore.cluster import WAITING, View
 from gostore.comm import Call
 from gostore.core.errors import GoStoreError, NotOwner, Unavailable
 from gostore.services.cls import masters
@@ -100,16 +100,22 @@ class Leader:
         if not cls.is_member or cls.acting_master() != cls.name:
             self._refuse(NotOwner(f"{cls.name} is not the master"))
             return
+        deaths: list[Dead] = []
         dead = cls.found_dead()
-        deaths = await self._call_the_roll(dead) if dead else []
+        if dead or not masters.has_quorum(cls.view, [cls.name, *cls.answered_lately()]):
+            if not (dead or self._requests or cls.view.in_states(*WAITING)):
+                return
+            alive = await self._call_the_roll(dead)
+            if alive is None:
+                self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))
+                return
+            deaths = [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
         async with cls.lock:
             if cls.view.master == cls.name or any(death.name == cls.view.master for death in deaths):
                 await self._lead_on(deaths)
-                if not cls.is_master:
-                    self._refuse(NotOwner(f"{cls.name} is not the master any more"))
-            else:
-                self._refuse(Unavailable(f"{cls.name} may not lead: too few members answer it; ask again later"))
-        if (due_s := self._master.due_s(cls.view)) is not None:
+        if not cls.is_master:
+            self._refuse(NotOwner(f"{cls.name} is not the master any more"))
+        elif (due_s := self._master.due_s(cls.view)) is not None:
             self._set_alarm(due_s)
 
     async def _lead_on(self, deaths: list[Dead]) -> None:
@@ -130,32 +136,35 @@ class Leader:
             if plan.event is None and not self._requests:
                 return
 
-    async def _call_the_roll(self, dead: dict[str, int]) -> list[Dead]:
-        """Who of the dead may be declared so: nobody when those who answer are no quorum, or know better."""
+    async def _call_the_roll(self, dead: Container[str]) -> list[str] | None:
+        """Who answers, ourselves included; ``None`` when they are no quorum, or one of them knows a later view.
+
+        Whoever of the ``dead`` answers is dead no more.
+        """
         cls, view = self._cls, self._cls.view
         if cls.now_s() < self._roll_call_s:
             self._set_alarm(self._roll_call_s)
-            return []
+            return None
         names = [name for name, member in view.members.items() if member.live and name != cls.name]
         answers = await asyncio.gather(*(self._roll(name, view) for name in names))
-        alive = {cls.name: view.version}
-        alive.update({name: version for name, version in zip(names, answers, strict=True) if version is not None})
-        for name in dead:
-            if name in alive:
+        alive = {name: version for name, version in zip(names, answers, strict=True) if version is not None}
+        alive[cls.name] = cls.view.version
+        for name in alive:
+            if name in dead:
                 cls.vouch(name)
-        latest = max(alive, key=lambda name: alive[name])
-        if alive[latest] > cls.view.version:
-            cls.pull(latest)
-        elif cls.view.version != view.version:
+        if cls.view.version != view.version:
             self.wake()
-            return []
+            return None
+        latest = max(alive, key=lambda name: alive[name])
+        if alive[latest] > view.version:
+            cls.pull(latest)
         elif masters.has_quorum(view, alive):
-            return [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
+            return list(alive)
         else:
             cls.env.log.warning("%s sees %d of %d online members", cls.name, len(alive), len(view.online))
         self._roll_call_s = cls.now_s() + ROLL_CALL_PAUSE_PERIODS * cls.tunables.period_s
         self._set_alarm(self._roll_call_s)
-        return []
+        return None
 
     async def _roll(self, name: str, view: View) -> tuple[int, int] | None:
         cls = self._cls

@@ -19,8 +19,11 @@ voting with a tie-break; Jajodia, Mutchler: "Dynamic Voting Algorithms", TODS 19
 most senior among them. So of two sides of a partition at most one goes on, and a single node that was cut off expels
 nobody. A master that is found dead is succeeded by the next of its ring, under the same condition.
 
-*Limits.* There is no vote on events: a master that was cut off and does not know it yet may number one more event (a
-join, say) while its successor numbers another alike. The fork is found by the digest; the history with the greater
+*Every decision* needs a quorum that answered lately: a probe, so lately that nobody can have declared the master dead
+since, or the roll call. A master that wakes after it was deposed thus learns of it before it decides.
+
+*Limits.* There is no vote on an event: in the moment between another's roll call and the arrival of its event, two
+masters may still number different events alike. The fork is found by the digest; the history with the greater
 (epoch, digest) stays, and who was only in the other one joins again.
 """
 

@@ -180,6 +180,10 @@ class ClsService:
         """name -> incarnation of members that this node found dead and the master has not declared so."""
         return self._swim.in_status(swim.DEAD)
 
+    def answered_lately(self) -> list[str]:
+        """Members that answered a probe of this node so lately that nobody can have declared it dead since."""
+        return self._swim.answered_since(self.now_s() - self.tunables.suspicion_s(len(self.view.online)))
+
     def address(self, name: str) -> Address | None:
         """comm's resolver: where a member is, the latest that is known; ``None`` for strangers and those who left."""
         member = self.view.members.get(name)

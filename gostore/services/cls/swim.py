@@ -170,23 +170,25 @@ Effect = Send | Suspected | Cleared | Died | Refuted
 
 
 class _Peer:
-    __slots__ = ("deadline_s", "incarnation", "name", "status")
+    __slots__ = ("answered_s", "deadline_s", "incarnation", "name", "status")
 
     def __init__(self, name: str, incarnation: int) -> None:
         self.name = name
         self.incarnation = incarnation
         self.status = ALIVE
         self.deadline_s = 0.0
+        self.answered_s = -math.inf
 
 
 class _Probe:
     """The probe of this period; ``direct_s``: when the others are asked, infinity once they were."""
 
-    __slots__ = ("direct_s", "peer", "seq")
+    __slots__ = ("direct_s", "peer", "sent_s", "seq")
 
-    def __init__(self, peer: _Peer, seq: int, direct_s: float) -> None:
+    def __init__(self, peer: _Peer, seq: int, sent_s: float, direct_s: float) -> None:
         self.peer = peer
         self.seq = seq
+        self.sent_s = sent_s
         self.direct_s = direct_s
 
 
@@ -255,6 +257,10 @@ class Swim:
     def in_status(self, *statuses: str) -> dict[str, int]:
         """name -> incarnation of the members that are alive, suspect or dead as seen from here."""
         return {peer.name: peer.incarnation for peer in self._peers.values() if peer.status in statuses}
+
+    def answered_since(self, since_s: float) -> list[str]:
+        """The members that have answered a probe which was sent at ``since_s`` or later."""
+        return [peer.name for peer in self._peers.values() if peer.answered_s >= since_s]
 
     def status(self, name: str) -> str | None:
         peer = self._peers.get(name)
@@ -328,7 +334,7 @@ class Swim:
         target = self._next_target()
         if target is not None:
             self.counts["probes"] += 1
-            self._probe = _Probe(target, self._next_seq(), now_s + self.tunables.direct_timeout_s)
+            self._probe = _Probe(target, self._next_seq(), now_s, now_s + self.tunables.direct_timeout_s)
             effects.append(self._send(target.name, PING, self._probe.seq))
         if self._lost and self._rng.random() * self.tunables.reconnect_periods * (len(self._peers) + 1) < 1.0:
             effects.append(self._send(self._rng.choice(list(self._lost)), PING, self._next_seq()))
@@ -374,6 +380,7 @@ class Swim:
         if relay is not None:
             effects.append(self._send(relay[0], ACK, relay[1]))
         if self._probe is not None and self._probe.seq == seq:
+            self._probe.peer.answered_s = self._probe.sent_s
             self._probe = None
         peer = self._peers.get(source)
         if peer is not None and peer.status == DEAD:

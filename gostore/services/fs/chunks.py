@@ -1,7 +1,7 @@
 """Chunks: immutable pieces of content, named by their sha256, held by the owners that the ring names.
 
-Three parts: :class:`Holder` (this node's blobs, and the promises made about them), :class:`ChunkService` (the same, as
-remote functions for the other nodes), :class:`Replicas` (storing on, and fetching from, whoever owns a chunk).
+Two parts: :class:`Holder` (this node's blobs, and the promises made about them), and :class:`ChunkService` (the same,
+as remote functions for the other nodes). Storing on, and fetching from, whoever owns a chunk is in :mod:`.replicas`.
 
 Who may remove a chunk
 ----------------------
@@ -12,75 +12,30 @@ meanwhile a writer may have come along who needs this very copy. So each promise
 counter) before he asks anybody anything, and the removal is refused when the chunk was touched after the mark. The
 check and the beginning of the removal are one step; from then on the chunk counts as not held, and a put waits for the
 end of the removal and stores it anew. A copy that is being copied to another node (*lent*) is not removed either, and
-touched in the end: otherwise a collection could remove it, and miss the copy that was on its way. No clock is involved, and nothing need survive a restart: marks of an earlier
-incarnation are refused, and a mark taken after the restart is newer than every promise made before it.
+touched in the end: otherwise a collection could remove it, and miss the copy that was on its way.
+
+No clock is involved, and nothing need survive a restart: marks of an earlier incarnation are refused, and a mark taken
+after the restart is newer than every promise made before it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from gostore.cluster.view import View
-from gostore.cluster.watchers import Watchers
 from gostore.comm import Call, Reply, remote, service
-from gostore.core.errors import BadRequest, Corrupt, Fenced, GoStoreError, NotFound, Unavailable
+from gostore.core.errors import BadRequest, Corrupt, Fenced, NotFound
 from gostore.env import Env
-from gostore.services.fs.header import Chunk
+from gostore.services.fs.peers import ViewSource
 
 KEYS_MAX: Final = 4096
 """Chunk names in one message, 66 bytes each."""
-PUT_TIMEOUT_S: Final = 4.0
-"""For one chunk to reach an owner's disk."""
-FETCH_TIMEOUT_S: Final = 2.0
-"""For one holder to deliver a chunk, before the next is asked."""
-ASK_TIMEOUT_S: Final = 0.5
-"""For a node to say what it holds, when a person waits."""
-STORE_ATTEMPTS_MAX: Final = 5
-"""Rounds of storing, each with the view of its time. With the pauses between them about three seconds."""
-STORE_BACK_OFF_S: Final = 0.2
-"""First pause between rounds; doubles."""
-STRAGGLER_S: Final = 1.0
-"""How long the last owners are waited for once a majority has the chunks. Longer: writes stall longer on a node that
-just died; shorter: more copies are made by repair."""
-PIN_FIRST_BYTES: Final = 256 * 1024
-"""Above this, owners are asked what they hold already before the bytes are sent."""
-
-CHUNK_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
-"""What the setting ``fs.chunk_size_bytes`` may be at most."""
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-
-
-class ViewSource(Protocol):
-    """Who knows the cluster (the cls service)."""
-
-    @property
-    def view(self) -> View: ...
-    @property
-    def watchers(self) -> Watchers: ...
-
-
-class Peers(Protocol):
-    """The part of an endpoint that fs uses."""
-
-    @property
-    def name(self) -> str: ...
-    async def call(
-        self,
-        to: str,
-        service: str,
-        function: str,
-        *args: Any,
-        data: bytes | memoryview = b"",
-        timeout_s: float | None = None,
-    ) -> Reply: ...
-    def cast(self, to: str, service: str, function: str, *args: Any) -> None: ...
 
 
 class Blobs(Protocol):
@@ -93,11 +48,6 @@ class Blobs(Protocol):
     def keys(self) -> Iterator[str]: ...
     async def remove(self, key: str) -> bool: ...
     def statistics(self) -> Mapping[str, int]: ...
-
-
-def owners_of(view: View, key: str) -> tuple[str, ...]:
-    """The online owners of a chunk in the order of preference. Its place on the ring is that of its name's text."""
-    return view.resolve(key.encode()).owners
 
 
 def checked_key(key: Any) -> str:
@@ -318,195 +268,3 @@ def _bounded(keys: Sequence[Any]) -> Iterable[str]:
     if len(keys) > KEYS_MAX:
         raise BadRequest(f"{len(keys)} chunks in one message; allowed are {KEYS_MAX}")
     return [checked_key(key) for key in keys]
-
-
-class Replicas:
-    """Storing chunks on their owners, and fetching them from whoever has them."""
-
-    def __init__(self, env: Env, peers: Peers, cls: ViewSource, holder: Holder) -> None:
-        self._env = env
-        self._peers = peers
-        self._cls = cls
-        self._holder = holder
-
-    # --- storing
-
-    async def store(self, pieces: Sequence[tuple[Chunk, bytes]]) -> None:
-        """Return when each chunk is synced on a majority of its owners; what then lacks is left to repair.
-
-        An intent or a header must reference the chunks already. Raises ``Unavailable`` (definite).
-        """
-        for attempt in range(STORE_ATTEMPTS_MAX):
-            if attempt:
-                await asyncio.sleep(STORE_BACK_OFF_S * 2 ** (attempt - 1))
-            pieces = await self._store_round(pieces)
-            if not pieces:
-                return
-        raise Unavailable(
-            f"{len(pieces)} chunks could not be stored on a majority of their owners in {STORE_ATTEMPTS_MAX} rounds; "
-            "nothing was written, try again"
-        )
-
-    async def _store_round(self, pieces: Sequence[tuple[Chunk, bytes]]) -> list[tuple[Chunk, bytes]]:
-        """One round with the present view; returns the pieces that did not reach a majority."""
-        view = self._cls.view
-        owners = {chunk.key: owners_of(view, chunk.key) for chunk, _ in pieces}
-        plan: dict[str, dict[str, bytes]] = {}
-        for chunk, data in pieces:
-            for owner in owners[chunk.key]:
-                plan.setdefault(owner, {})[chunk.key] = data
-        acks: dict[str, list[str]] = {key: [] for key in owners}
-
-        def lacking() -> list[str]:
-            return [key for key, names in owners.items() if not names or len(acks[key]) <= len(names) // 2]
-
-        tasks: list[asyncio.Task[None]] = []
-        try:
-            for node, wanted in plan.items():
-                store = self._store_on(node, wanted, acks)
-                tasks.append(self._env.tasks.start(store, name=f"store chunks on {node}"))
-            waiting: Iterable[asyncio.Task[None]] = tasks
-            while waiting and lacking():
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if waiting:
-                await asyncio.wait(waiting, timeout=STRAGGLER_S)
-        finally:
-            for task in tasks:
-                task.cancel()
-        missing = lacking()
-        for key, names in acks.items():
-            if key not in missing and len(names) < len(owners[key]):
-                self._peers.cast(names[0], "chunks", "spread", [key])
-        return [(chunk, data) for chunk, data in pieces if chunk.key in missing]
-
-    async def _store_on(self, node: str, wanted: Mapping[str, bytes], acks: dict[str, list[str]]) -> None:
-        """Put the chunks on one node, noting each success in ``acks``; ends at the first failure."""
-        try:
-            if node == self._peers.name:
-                for key, data in wanted.items():
-                    await self._holder.put(key, data)
-                    acks[key].append(node)
-                return
-            held: list[bool] = [False] * len(wanted)
-            if sum(map(len, wanted.values())) > PIN_FIRST_BYTES:
-                reply = await self._peers.call(node, "chunks", "pin", list(wanted), timeout_s=PUT_TIMEOUT_S)
-                held = reply.value[2]
-            for (key, data), there in zip(wanted.items(), held, strict=True):
-                if not there:
-                    await self._peers.call(node, "chunks", "put", key, data=data, timeout_s=PUT_TIMEOUT_S)
-                acks[key].append(node)
-        except GoStoreError as error:
-            self._env.log.info("chunks for %s: %s", node, error)
-
-    # --- fetching
-
-    async def fetch(self, chunk: Chunk, low: int = 0, high: int | None = None) -> bytes:
-        """Bytes ``low <= position < high`` of a chunk, from the first node that delivers them intact.
-
-        Owners are asked in the order of preference, then whoever else has it. Raises ``Unavailable``.
-        """
-        high = chunk.size if high is None else high
-        if self._holder.has(chunk.key):
-            try:
-                return self._holder.get(chunk.key)[low:high]
-            except (Corrupt, NotFound):
-                pass  # it is being healed; others have it
-        return await self._search(chunk.key, low, high - low, chunk.size)
-
-    async def fetch_whole(self, key: str) -> bytes:
-        """A whole chunk of unknown size from another node, verified. Raises ``Unavailable``."""
-        return await self._search(key, 0, CHUNK_SIZE_BYTES_MAX, None)
-
-    async def _search(self, key: str, offset: int, size: int, chunk_size: int | None) -> bytes:
-        view = self._cls.view
-        owners = [name for name in owners_of(view, key) if name != self._peers.name]
-        silent: list[str] = []
-        for name in owners:
-            data = await self._fetch_from(name, key, offset, size, chunk_size, silent)
-            if data is not None:
-                return data
-        others = [name for name in view.online if name not in owners and name != self._peers.name]
-        for name in await self._who_has(key, others, silent):
-            data = await self._fetch_from(name, key, offset, size, chunk_size, silent)
-            if data is not None:
-                return data
-        raise Unavailable(
-            f"no online node gave the chunk {key}"
-            + (f"; no answer from {', '.join(dict.fromkeys(silent))}" if silent else "")
-            + ": start the nodes that are down, or try again"
-        )
-
-    async def _fetch_from(
-        self, name: str, key: str, offset: int, size: int, chunk_size: int | None, silent: list[str]
-    ) -> bytes | None:
-        """What one node gives, if it is right: by checksum when it is the whole, else its holder has checked it."""
-        try:
-            reply = await self._peers.call(name, "chunks", "get", key, offset, size, timeout_s=FETCH_TIMEOUT_S)
-        except (NotFound, Corrupt):
-            return None
-        except GoStoreError:
-            silent.append(name)
-            return None
-        data = bytes(reply.data)
-        whole = chunk_size is None or size == chunk_size
-        right = hashlib.sha256(data).hexdigest() == key if whole else len(data) == size
-        if not right:
-            self._peers.cast(name, "chunks", "suspect", key)
-            return None
-        return data
-
-    async def holders(self, keys: Sequence[str]) -> dict[str, list[str]]:
-        """Of each chunk, the online nodes that have it, by name. Who does not answer soon is left out."""
-        found: dict[str, list[str]] = {key: [] for key in keys}
-        names = self._cls.view.online if keys else ()
-
-        async def ask(name: str) -> list[bool]:
-            held: list[bool] = []
-            for first in range(0, len(keys), KEYS_MAX):
-                some = list(keys[first : first + KEYS_MAX])
-                try:
-                    held += (await self._peers.call(name, "chunks", "has", some, timeout_s=ASK_TIMEOUT_S)).value
-                except GoStoreError:
-                    break
-            return held
-
-        for name, held in zip(
-            names,
-            await gather_bounded([lambda name=name: ask(name) for name in names]),  # type: ignore[misc]
-            strict=True,
-        ):
-            for key, has in zip(keys, held, strict=False):
-                if has:
-                    found[key].append(name)
-        return found
-
-    async def _who_has(self, key: str, names: Sequence[str], silent: list[str]) -> list[str]:
-        async def ask(name: str) -> bool:
-            try:
-                reply = await self._peers.call(name, "chunks", "has", [key], timeout_s=FETCH_TIMEOUT_S)
-            except GoStoreError:
-                silent.append(name)
-                return False
-            return bool(reply.value[0])
-
-        answers = await gather_bounded([lambda name=name: ask(name) for name in names])  # type: ignore[misc]
-        return [name for name, has in zip(names, answers, strict=True) if has]
-
-
-PEERS_ASKED_AT_ONCE: Final = 16
-
-
-async def gather_bounded(jobs: Sequence[Callable[[], Awaitable[Any]]], limit: int = PEERS_ASKED_AT_ONCE) -> list[Any]:
-    """The results of the jobs, in order, of which at most ``limit`` run at a time; the first error ends them all."""
-    gate = asyncio.Semaphore(limit)
-
-    async def run(job: Callable[[], Awaitable[Any]]) -> Any:
-        async with gate:
-            return await job()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(job)) for job in jobs]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

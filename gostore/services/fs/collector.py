@@ -43,9 +43,11 @@ from typing import Any, Final, TypeVar
 from gostore.core.errors import Conflict, Corrupt, GoStoreError, TooLarge
 from gostore.core.keyvalue import Entry, KeyValue, PointRead, Write
 from gostore.env import Env
-from gostore.services.fs.chunks import KEYS_MAX, Peers, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.chunks import KEYS_MAX
 from gostore.services.fs.directory import ENTRIES, INTENTS, Tree
 from gostore.services.fs.header import Chunk, Header, chunks_from_value
+from gostore.services.fs.peers import Peers, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.transactions import Transactions
 
 T = TypeVar("T")
 
@@ -87,12 +89,15 @@ class Collected:
 class Collector:
     """Collections and checks of one node, on wish or on demand."""
 
-    def __init__(self, env: Env, peers: Peers, cls: ViewSource, kv: KeyValue, tree: Tree) -> None:
+    def __init__(
+        self, env: Env, peers: Peers, cls: ViewSource, kv: KeyValue, tree: Tree, transactions: Transactions
+    ) -> None:
         self._env = env
         self._peers = peers
         self._cls = cls
         self._kv = kv
         self._tree = tree
+        self._transactions = transactions
         self._wanted = asyncio.Event()
         self._running = False
         self.collections = 0
@@ -218,7 +223,7 @@ class Collector:
                 for entry, works in zip(some, alive, strict=True):
                     if not works:
                         with contextlib.suppress(Conflict):  # consumed or extended after all
-                            await self._tree.commit(
+                            await self._transactions.commit(
                                 [PointRead(INTENTS, entry.key, entry.version)], [Write("delete", INTENTS, entry.key)]
                             )
                             reaped += 1

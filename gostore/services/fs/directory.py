@@ -41,9 +41,8 @@ A commit whose outcome is unknown (``Timeout``) is repeated under its request id
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -51,16 +50,15 @@ from gostore.core.errors import (
     AlreadyExists,
     BadRequest,
     Conflict,
-    GoStoreError,
     IsADirectory,
     NotADirectory,
     NotEmpty,
     NotFound,
 )
-from gostore.core.keyvalue import Committed, KeyValue, PointRead, Read, RequestId, Versioned, Write
-from gostore.env import Env
+from gostore.core.keyvalue import KeyValue, PointRead, Read, Versioned, Write
 from gostore.services.fs import path as paths
 from gostore.services.fs.header import Content, Header
+from gostore.services.fs.transactions import CONFLICT_RETRIES_MAX, Transactions
 
 T = TypeVar("T")
 Consume = Callable[[], Awaitable[tuple[Read, Write]]]
@@ -72,13 +70,6 @@ INTENTS: Final = "fs.intents"
 SEPARATOR: Final = "/"
 ROOT_ID: Final = "root"
 
-CONFLICT_RETRIES_MAX: Final = 24
-"""Runs of one transaction that keeps conflicting. More: hot names succeed later; fewer: callers learn sooner."""
-BACK_OFF_S: Final = 0.002
-"""First bound of the random pause after a conflict; doubles up to :data:`BACK_OFF_S_MAX`."""
-BACK_OFF_S_MAX: Final = 0.1
-COMMIT_REPEATS_MAX: Final = 3
-"""Repeats, under one request id, of a commit whose outcome is unknown."""
 LINKS_CACHED_MAX: Final = 4096
 """Directories remembered by a node, about 300 bytes each."""
 REMOVE_PAGE: Final = 128
@@ -129,20 +120,16 @@ class _Link:
 class Tree:
     """Names, headers and directories; one for each node. All methods may be used concurrently.
 
-    ``client``: a name for request ids that no other ``Tree`` ever has (node and incarnation, say). Every method raises
-    ``BadRequest`` for a bad path, and what db raises when it is not available.
+    Every method raises ``BadRequest`` for a bad path, and what db raises when it is not available.
     """
 
-    def __init__(self, env: Env, kv: KeyValue, *, client: str, path_size_bytes_max: int) -> None:
-        self._env = env
+    def __init__(self, kv: KeyValue, transactions: Transactions, *, path_size_bytes_max: int) -> None:
         self._kv = kv
-        self._client = client
+        self._transactions = transactions
         self._path_size_bytes_max = path_size_bytes_max
-        self._sequence = 0
         self._ready = False
         self._links: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._own: OrderedDict[str, int] = OrderedDict()
-        self.conflicts = 0
 
     # --- what is there
 
@@ -157,9 +144,9 @@ class Tree:
             await self._kv.create_container(container, separator=SEPARATOR)
         root = await self._kv.get(ENTRIES, own_key(ROOT_ID))
         if not root.found:
-            own = Write("set", ENTRIES, own_key(ROOT_ID), {"kind": "own", "mtime": self.stamp()})
+            own = Write("set", ENTRIES, own_key(ROOT_ID), {"kind": "own", "mtime": self._transactions.stamp()})
             try:
-                await self.commit([PointRead(ENTRIES, own_key(ROOT_ID), 0)], [own])
+                await self._transactions.commit([PointRead(ENTRIES, own_key(ROOT_ID), 0)], [own])
             except Conflict:
                 pass  # another node made it at the same time
         self._ready = True
@@ -271,7 +258,7 @@ class Tree:
         if not names:
             raise IsADirectory("/ is a directory")
         await self.ready()
-        write_id = self.new_id()
+        write_id = self._transactions.new_id()
 
         async def attempt() -> tuple[Header, Header | None]:
             directory_id = await self._walk(names[:-1], create=True)
@@ -286,13 +273,13 @@ class Tree:
                 own = await self._own_version(directory_id, names[:-1])
                 reads.append(PointRead(ENTRIES, own_key(directory_id), own))
             version = before.version + 1 if before else 1
-            header = Header(paths.join(names), self.stamp(), type_, version, write_id, content)
+            header = Header(paths.join(names), self._transactions.stamp(), type_, version, write_id, content)
             writes = [Write("set", ENTRIES, key, header.to_value())]
             if consume is not None:
                 read, write = await consume()
                 reads.append(read)
                 writes.append(write)
-            await self.commit(reads, writes)
+            await self._transactions.commit(reads, writes)
             return header, before
 
         return await self._retry(attempt, names)
@@ -312,7 +299,7 @@ class Tree:
             parent_id, header, version = await self._find(names)
             key = entry_key(parent_id, names[-1])
             if not header.is_directory:
-                await self.commit([PointRead(ENTRIES, key, version)], [Write("delete", ENTRIES, key)])
+                await self._transactions.commit([PointRead(ENTRIES, key, version)], [Write("delete", ENTRIES, key)])
                 removed.count(header)
                 return
             link = _Link(parent_id, names[-1], header.directory_id, header.path)
@@ -342,7 +329,7 @@ class Tree:
                 conflicts += 1
                 if conflicts > CONFLICT_RETRIES_MAX:
                     raise Conflict(f"{link.path}: others keep changing it; a part of it is removed") from error
-                await self._back_off(conflicts)
+                await self._transactions.back_off(conflicts)
 
     async def _remove_files(self, link: _Link, removed: Removed) -> tuple[list[_Link], bool]:
         """Remove the files of the directory's first page; (the directories of that page, whether there are more)."""
@@ -364,7 +351,7 @@ class Tree:
                 reads.append(PointRead(ENTRIES, entry.key, entry.version))
                 writes.append(Write("delete", ENTRIES, entry.key))
         if writes:
-            await self.commit(reads, writes)
+            await self._transactions.commit(reads, writes)
             for header in files:
                 removed.count(header)
         return below, page.next_start is not None
@@ -380,7 +367,7 @@ class Tree:
         page = await self._kv.scan(ENTRIES, prefix, limit=2)
         if any(entry.key != prefix for entry in page.entries):
             raise NotEmpty(f"{link.path} is not empty; delete it recursively, or what is in it first")
-        await self.commit(
+        await self._transactions.commit(
             [PointRead(ENTRIES, key, found.version), *page.ranges],
             [Write("delete", ENTRIES, prefix), Write("delete", ENTRIES, key)],
         )
@@ -393,8 +380,8 @@ class Tree:
         """Make one directory whose entry is absent: own object and link at once. Raises ``Conflict``."""
         key = entry_key(parent_id, names[-1])
         own = await self._own_version(parent_id, names[:-1])
-        header = Header(paths.join(names), self.stamp(), directory_id=self.new_id())
-        await self.commit(
+        header = Header(paths.join(names), self._transactions.stamp(), directory_id=self._transactions.new_id())
+        await self._transactions.commit(
             [PointRead(ENTRIES, own_key(parent_id), own), PointRead(ENTRIES, key, 0)],
             [
                 Write("set", ENTRIES, own_key(header.directory_id), {"kind": "own", "mtime": header.mtime}),
@@ -448,6 +435,10 @@ class Tree:
             self._own.popitem(last=False)
         return known
 
+    async def _retry(self, attempt: Callable[[], Awaitable[T]], names: tuple[str, ...]) -> T:
+        # Which of the reads conflicted? Perhaps a remembered own object: the next attempt looks.
+        return await self._transactions.retry(attempt, paths.join(names), lambda: self._forget(names))
+
     def _remember(self, parent_id: str, name: str, directory_id: str) -> None:
         self._links[parent_id, name] = directory_id
         while len(self._links) > LINKS_CACHED_MAX:
@@ -464,50 +455,6 @@ class Tree:
             directory_id = following
         if directory_id is not None:
             self._own.pop(directory_id, None)
-
-    # --- transactions
-
-    async def commit(self, reads: Sequence[Read], writes: Sequence[Write]) -> Committed:
-        """Commit, repeating while the outcome is unknown. Raises ``Conflict``, or what the last repeat raised."""
-        request_id = self.new_request()
-        for repeat in range(COMMIT_REPEATS_MAX + 1):
-            try:
-                return await self._kv.commit(reads, writes, request_id=request_id)
-            except GoStoreError as error:
-                if error.definite or repeat == COMMIT_REPEATS_MAX:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _retry(self, attempt: Callable[[], Awaitable[T]], names: tuple[str, ...]) -> T:
-        """Run an attempt until it does not conflict, at most :data:`CONFLICT_RETRIES_MAX` times."""
-        for number in range(1, CONFLICT_RETRIES_MAX + 1):
-            try:
-                return await attempt()
-            except Conflict as error:
-                self.conflicts += 1
-                # Which of the reads was it? Perhaps a remembered own object: the next attempt looks.
-                self._forget(names)
-                if number == CONFLICT_RETRIES_MAX:
-                    raise Conflict(
-                        f"{paths.join(names)}: others changed it during each of {number} attempts ({error.message}); "
-                        "try again"
-                    ) from error
-            await self._back_off(number)
-        raise AssertionError("unreachable")
-
-    async def _back_off(self, number: int) -> None:
-        await asyncio.sleep(self._env.rng.uniform(0, min(BACK_OFF_S * 2**number, BACK_OFF_S_MAX)))
-
-    def new_request(self) -> RequestId:
-        self._sequence += 1
-        return RequestId(self._client, self._sequence)
-
-    def new_id(self) -> str:
-        """96 random bits: no two of a cluster's directories, writes or intents share one."""
-        return f"{self._env.rng.getrandbits(96):024x}"
-
-    def stamp(self) -> int:
-        return self._env.hlc.tick(self._env.wall_ms())
 
 
 def _mtime(own: Versioned) -> int:

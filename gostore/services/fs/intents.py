@@ -23,8 +23,9 @@ from typing import Final
 
 from gostore.core.errors import Conflict, Fenced, GoStoreError, Unavailable
 from gostore.core.keyvalue import KeyValue, PointRead, Read, Write
-from gostore.services.fs.directory import INTENTS, Tree, entry_key
+from gostore.services.fs.directory import INTENTS, entry_key
 from gostore.services.fs.header import Chunk, chunks_to_value
+from gostore.services.fs.transactions import Transactions
 
 INTENTS_OPEN_MAX: Final = 1024
 """Writes with chunks under way on one node; more are refused."""
@@ -43,10 +44,10 @@ class Intent:
 class Intents:
     """The intents of one node."""
 
-    def __init__(self, node: str, tree: Tree, kv: KeyValue) -> None:
+    def __init__(self, node: str, kv: KeyValue, transactions: Transactions) -> None:
         self._node = node
-        self._tree = tree
         self._kv = kv
+        self._transactions = transactions
         self._open: dict[str, Intent] = {}
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class Intents:
         """Commit an intent to store ``chunks``. Raises ``Unavailable`` when too many are open."""
         if len(self._open) >= INTENTS_OPEN_MAX:
             raise Unavailable(f"{self._node} has {INTENTS_OPEN_MAX} writes under way; try again")
-        intent = Intent(entry_key(directory_id, self._tree.new_id()), 0, list(chunks))
+        intent = Intent(entry_key(directory_id, self._transactions.new_id()), 0, list(chunks))
         # Known before it can be seen in db: nobody may take it for a dead writer's.
         self._open[intent.key] = intent
         try:
@@ -81,7 +82,7 @@ class Intents:
     async def _commit(self, intent: Intent, version: int) -> int:
         value = {"node": self._node, "chunks": chunks_to_value(intent.chunks)}
         read = PointRead(INTENTS, intent.key, version)
-        return (await self._tree.commit([read], [Write("set", INTENTS, intent.key, value)])).version
+        return (await self._transactions.commit([read], [Write("set", INTENTS, intent.key, value)])).version
 
     async def consume(self, intent: Intent) -> tuple[Read, Write]:
         """The part of the header's transaction that ends the intent. Raises ``Fenced`` when it is gone already."""
@@ -100,7 +101,7 @@ class Intents:
         """The write failed: its chunks may be collected. What db refuses now, a collection does later."""
         self._open.pop(intent.key, None)
         try:
-            await self._tree.commit([], [Write("delete", INTENTS, intent.key)])
+            await self._transactions.commit([], [Write("delete", INTENTS, intent.key)])
         except GoStoreError:
             # Nobody knows the intent any more: the next collection gives it up.
             return

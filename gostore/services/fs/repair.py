@@ -37,7 +37,9 @@ from typing import Any, Final
 from gostore.cluster.view import View
 from gostore.core.errors import GoStoreError
 from gostore.env import Env
-from gostore.services.fs.chunks import Holder, Peers, Replicas, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.chunks import Holder
+from gostore.services.fs.peers import Peers, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.replicas import Replicas
 
 BATCH: Final = 512
 """Chunks about which an owner is asked at a time: 33 KiB of names."""

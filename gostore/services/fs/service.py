@@ -22,12 +22,15 @@ from gostore.config import NodeConfig
 from gostore.core.errors import BadRequest, Conflict, IsADirectory, NotFound, NotSupported, Unavailable
 from gostore.core.keyvalue import KeyValue, Versioned
 from gostore.env import Env
-from gostore.services.fs.chunks import Blobs, ChunkService, Holder, Replicas, ViewSource, gather_bounded, owners_of
+from gostore.services.fs.chunks import Blobs, ChunkService, Holder
 from gostore.services.fs.collector import Collector
 from gostore.services.fs.directory import LIST_LIMIT_MAX, Removed, Tree
 from gostore.services.fs.header import Chunk, Header
 from gostore.services.fs.intents import Intents
+from gostore.services.fs.peers import ViewSource, gather_bounded, owners_of
 from gostore.services.fs.repair import Repair
+from gostore.services.fs.replicas import Replicas
+from gostore.services.fs.transactions import Transactions
 from gostore.services.fs.uploads import Sessions, Workshop, Writer
 
 READ_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -64,15 +67,17 @@ class FsService:
         self._local = local
         self._config = config.fs
         # Request ids must differ between the lives of a node.
-        client = f"{env.name}.{endpoint.incarnation}.fs"
-        self.tree = Tree(env, kv, client=client, path_size_bytes_max=config.fs.path_size_bytes_max)
+        self._transactions = Transactions(env, kv, f"{env.name}.{endpoint.incarnation}.fs")
+        self.tree = Tree(kv, self._transactions, path_size_bytes_max=config.fs.path_size_bytes_max)
         self.holder = Holder(env, blobs)
         self.replicas = Replicas(env, endpoint, cls, self.holder)
-        self.intents = Intents(env.name, self.tree, kv)
-        self.collector = Collector(env, endpoint, cls, kv, self.tree)
+        self.intents = Intents(env.name, kv, self._transactions)
+        self.collector = Collector(env, endpoint, cls, kv, self.tree, self._transactions)
         in_flight_max = config.fs.repairs_in_flight_max
         self.repair = Repair(env, endpoint, cls, self.holder, self.replicas, in_flight_max=in_flight_max)
-        self._shop = Workshop(env, config.fs, self.tree, self.intents, self.replicas, self.collector)
+        self._shop = Workshop(
+            env, config.fs, self._transactions, self.tree, self.intents, self.replicas, self.collector
+        )
         self._sessions = Sessions(self._shop)
         endpoint.register(
             ChunkService(env, self.holder, cls, endpoint.incarnation, self.intents.known, self.repair.consider)
@@ -129,7 +134,7 @@ class FsService:
     def statistics(self) -> dict[str, int]:
         return {
             **self._counts,
-            "conflicts": self.tree.conflicts,
+            "conflicts": self._transactions.conflicts,
             "intents_open": len(self.intents),
             "uploads_open": len(self._sessions),
             "repairs_pending": self.repair.status().pending,

@@ -16,11 +16,12 @@ from typing import Final
 from gostore.config import FsConfig
 from gostore.core.errors import BadRequest, NotFound, Unavailable
 from gostore.env import Env
-from gostore.services.fs.chunks import Replicas
 from gostore.services.fs.collector import Collector
 from gostore.services.fs.directory import Tree
 from gostore.services.fs.header import Chunk, Content, Header, check_type
 from gostore.services.fs.intents import Intent, Intents
+from gostore.services.fs.replicas import Replicas
+from gostore.services.fs.transactions import Transactions
 
 BATCH_CHUNKS: Final = 4
 """Full chunks that a stream gathers before it stores them. More: fewer commits of its intent; each costs the memory."""
@@ -34,6 +35,7 @@ class Workshop:
 
     env: Env
     config: FsConfig
+    transactions: Transactions
     tree: Tree
     intents: Intents
     replicas: Replicas
@@ -167,7 +169,7 @@ class Sessions:
         """Open a session. Raises ``BadRequest``, and ``Unavailable`` when there are :data:`SESSIONS_MAX`."""
         if len(self._sessions) >= SESSIONS_MAX:
             raise Unavailable(f"{self._shop.env.name} has {SESSIONS_MAX} uploads under way; try again or elsewhere")
-        session = self._shop.tree.new_id()
+        session = self._shop.transactions.new_id()
         self._sessions[session] = _Session(Writer(self._shop, path, type_), asyncio.get_running_loop().time())
         return session
 

@@ -78,10 +78,11 @@ class Cluster:
             self.problems.append(f"{name} went back from {old.version} to {new.version}")
         if new.digest and self.histories.setdefault(new.version, new) != new:
             self.problems.append(f"{name}: two views of version {new.version}")
-        for member in new.members.values():
-            before = old.members.get(member.name)
-            if before is not None and member.incarnation < before.incarnation and new.epoch == old.epoch + 1:
-                self.problems.append(f"{name}: {member.name} fell to incarnation {member.incarnation}")
+
+    @property
+    def forks(self) -> int:
+        """Epochs that were numbered twice."""
+        return len(self.histories) - len({epoch for epoch, _ in self.histories})
 
     def settled(self) -> bool:
         """All running, all online, all with the same view, nobody suspected."""

@@ -23,6 +23,7 @@ from gostore.core.errors import (
 )
 from gostore.services.fs.directory import REMOVE_PAGE, Tree
 from gostore.services.fs.header import Content
+from gostore.services.fs.transactions import Transactions
 
 
 def content(text: str) -> Content:
@@ -31,7 +32,7 @@ def content(text: str) -> Content:
 
 
 def tree_on(kit: SimpleNamespace, kv: Any, name: str = "n1", seed: int = 0) -> Tree:
-    return Tree(kit.make_env(name, seed), kv, client=name, path_size_bytes_max=4096)
+    return Tree(kv, Transactions(kit.make_env(name, seed), kv, name), path_size_bytes_max=4096)
 
 
 async def put(tree: Tree, path: str, text: str = "x") -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gostore.core.errors import Unavailable
-from gostore.services.fs.chunks import owners_of
+from gostore.services.fs.peers import owners_of
 
 
 def blob(size: int, seed: int = 0) -> bytes:

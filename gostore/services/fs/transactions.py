@@ -1,0 +1,75 @@
+"""How fs commits: with request ids, again after conflicts, and with ids that nobody else has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from gostore.core.errors import Conflict, GoStoreError
+from gostore.core.keyvalue import Committed, KeyValue, Read, RequestId, Write
+from gostore.env import Env
+
+T = TypeVar("T")
+
+CONFLICT_RETRIES_MAX: Final = 24
+"""Runs of one transaction that keeps conflicting. More: hot names succeed later; fewer: callers learn sooner."""
+BACK_OFF_S: Final = 0.002
+"""First bound of the random pause after a conflict; doubles up to :data:`BACK_OFF_S_MAX`."""
+BACK_OFF_S_MAX: Final = 0.1
+COMMIT_REPEATS_MAX: Final = 3
+"""Repeats, under one request id, of a commit whose outcome is unknown."""
+
+
+class Transactions:
+    """The commits of one node's fs. ``client``: a name for request ids that no other run of any node ever has."""
+
+    def __init__(self, env: Env, kv: KeyValue, client: str) -> None:
+        self._env = env
+        self._kv = kv
+        self._client = client
+        self._sequence = 0
+        self.conflicts = 0
+
+    async def commit(self, reads: Sequence[Read], writes: Sequence[Write]) -> Committed:
+        """Commit, repeating while the outcome is unknown. Raises ``Conflict``, or what the last repeat raised."""
+        request_id = self.new_request()
+        for repeat in range(COMMIT_REPEATS_MAX + 1):
+            try:
+                return await self._kv.commit(reads, writes, request_id=request_id)
+            except GoStoreError as error:
+                if error.definite or repeat == COMMIT_REPEATS_MAX:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def retry(self, attempt: Callable[[], Awaitable[T]], what: str, conflicted: Callable[[], None]) -> T:
+        """Run an attempt until it does not conflict, at most :data:`CONFLICT_RETRIES_MAX` times.
+
+        ``conflicted`` is called after each conflict.
+        """
+        for number in range(1, CONFLICT_RETRIES_MAX + 1):
+            try:
+                return await attempt()
+            except Conflict as error:
+                self.conflicts += 1
+                conflicted()
+                if number == CONFLICT_RETRIES_MAX:
+                    raise Conflict(
+                        f"{what}: others changed it during each of {number} attempts ({error.message}); try again"
+                    ) from error
+            await self.back_off(number)
+        raise AssertionError("unreachable")
+
+    async def back_off(self, number: int) -> None:
+        await asyncio.sleep(self._env.rng.uniform(0, min(BACK_OFF_S * 2**number, BACK_OFF_S_MAX)))
+
+    def new_request(self) -> RequestId:
+        self._sequence += 1
+        return RequestId(self._client, self._sequence)
+
+    def new_id(self) -> str:
+        """96 random bits: no two of a cluster's directories, writes or intents share one."""
+        return f"{self._env.rng.getrandbits(96):024x}"
+
+    def stamp(self) -> int:
+        return self._env.hlc.tick(self._env.wall_ms())
