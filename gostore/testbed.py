@@ -135,6 +135,9 @@ class Testbed(SyncTwins, ABC):
         """How a node's process ended, for people."""
         return f"is {self.life_of(name)}"
 
+    async def _came_up(self) -> None:
+        """All nodes are ready for the first time; the last step of the start."""
+
     # start and stop
 
     async def start(self) -> Self:
@@ -145,6 +148,7 @@ class Testbed(SyncTwins, ABC):
             await self._boot()
             self._running = True
             await self.wait_ready(self.start_timeout_s)
+            await self._came_up()
         except BaseException:
             self._running = False
             await asyncio.shield(self._shut_down())

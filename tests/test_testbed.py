@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,20 @@ def test_a_policy_is_installed_while_the_cluster_runs(cluster: Testbed) -> None:
     assert cluster.snapshot_sync()["placement"] == "EverythingOnTheFirst"
     cluster.install_sync("placement", None)
     assert cluster.snapshot_sync()["placement"] == "HashRing"
+
+
+def test_a_kept_cluster_comes_back_with_its_data_and_takes_a_new_policy(tmp_path: Path) -> None:
+    with gs.launch(3, path=tmp_path, db={"shards": 4}) as cluster:
+        cluster.fs.write_sync("/large", b"x" * 200_000)
+        cluster.db.create_container_sync("box")
+        cluster.db.set_sync("box", "k", [1, 2])
+        cluster.wait_settled_sync()
+    with gs.launch(path=tmp_path, placement=EverythingOnTheFirst) as cluster:
+        assert list(cluster.nodes) == ["n1", "n2", "n3"]
+        assert cluster.snapshot_sync()["placement"] == "EverythingOnTheFirst"
+        assert cluster.db.get_sync("box", "k") == [1, 2]
+        assert cluster.fs.read_sync("/large") == b"x" * 200_000
+        assert cluster.fs.check_sync()["orphans"] == 0
 
 
 def test_a_partition_is_seen_and_heals(cluster: Testbed) -> None:

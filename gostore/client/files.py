@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -46,6 +47,10 @@ Header = dict[str, Any]
 """``path``, ``name``, ``type``, ``size``, ``version``, ... of a file or directory."""
 
 
+# Python's own table, not this machine's: the same name gives the same type everywhere.
+TYPES: Final = MimeTypes(filenames=())
+
+
 class FsHandle(SyncTwins):
     """Files and directories. Every call goes through any node; ``via`` names one.
 
@@ -67,6 +72,7 @@ class FsHandle(SyncTwins):
 
         ``type``: MIME type; guessed from the name by default. After a :class:`Timeout` read the file to see.
         """
+        type = type or TYPES.guess_type(path)[0] or ""
         source = _open(content)
         try:
             first = source.read(PIECE_SIZE_BYTES)

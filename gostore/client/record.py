@@ -1,7 +1,7 @@
 """The record of a cluster in its directory: what is needed to start it again, or to connect to it.
 
 ``<path>/cluster.json``, mode 0600, because it holds the secret:
-``{"version", "cluster", "secret", "settings": {...}, "nodes": {name: {"host", "tcp", "udp", "rest", "settings"}}}``.
+``{"version", "cluster", "secret", "shards", "settings": {...}, "nodes": {name: {"host", "ports", "settings"}}}``.
 """
 
 from __future__ import annotations

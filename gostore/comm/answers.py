@@ -87,6 +87,7 @@ class Answers:
         if self.callee.released:
             self._release()
         if verdict == calls.RUN:
+            self._outbox.count("requests")
             deadline_s = self._loop.time() + frame.remaining_ms / 1000
             self._dispatcher.start(Job(frame, origin, session, deadline_s, cause))
         elif verdict == calls.REFUSE:

@@ -74,11 +74,12 @@ class Job:
 class Runtime:
     """A registered service: how many of its requests run, which wait, and the bytes of both."""
 
-    __slots__ = ("functions", "name", "running", "size_bytes", "waiting")
+    __slots__ = ("functions", "name", "requests", "running", "size_bytes", "waiting")
 
     def __init__(self, name: str, functions: dict[str, Function]) -> None:
         self.name = name
         self.functions = functions
+        self.requests = 0
         self.running = 0
         self.size_bytes = 0
         self.waiting: deque[Job] = deque()
@@ -112,6 +113,11 @@ class Dispatcher:
     def running(self) -> int:
         return sum(runtime.running for runtime in self._runtimes.values())
 
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests that came in since the start, by service; casts are none."""
+        return {name: runtime.requests for name, runtime in sorted(self._runtimes.items())}
+
     def register(self, service: object) -> None:
         """Raises ``TypeError`` for what is no service and ``ValueError`` when its name is taken."""
         name, functions = functions_of(service)
@@ -129,6 +135,8 @@ class Dispatcher:
             return
         runtime, job.function = found
         job.runtime = runtime
+        if job.session is not None:
+            runtime.requests += 1
         if runtime.size_bytes + job.frame.size_bytes > REQUESTS_SIZE_BYTES_MAX or len(runtime.waiting) >= WAITING_MAX:
             message = f"{self._env.name}: {runtime.name} is overloaded ({len(runtime.waiting)} requests wait)"
             self.fail(job, Unavailable(message))

@@ -245,6 +245,7 @@ class Endpoint:
         found = dict(sorted(self._outbox.statistics.items()))
         found["icmp_errors"] = self._datagrams.errors if self._datagrams is not None else 0
         found["casts_failed"] = self._dispatcher.casts_failed
+        found.update({f"requests_{name}": count for name, count in self._dispatcher.requests.items()})
         found["calls_in_flight"] = len(self._requests.caller)
         found["handlers_running"] = self._dispatcher.running
         found["peers"] = len(self._directory)

@@ -114,7 +114,10 @@ class Receiver:
             self._outbox.drop(sender.name, reason, len(data))
             return False
         self._directory.heard(peer, sender.address, host)
-        self._outbox.count("received_packets_udp" if inbound is None else "received_packets_tcp")
+        transport = "udp" if inbound is None else "tcp"
+        self._outbox.count("received_packets_" + transport)
+        self._outbox.count("received_bytes_" + transport, len(data))
+        self._outbox.count("received_frames", len(packet.frames))
         faulty = bool(self._links.incoming) and sender.name in self._links.incoming
         for frame in packet.frames:
             if faulty:

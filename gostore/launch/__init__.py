@@ -5,14 +5,13 @@ Light on purpose: the first thing a launch does is to start the zygote, which bo
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import os
-
     from gostore.launch.processes import ProcessCluster
 
 
@@ -37,6 +36,10 @@ def launch(
 
     Raises :class:`~gostore.core.errors.ConfigError` and :class:`~gostore.core.errors.PolicyError`.
     """
+    if not hasattr(os, "fork"):
+        from gostore.core.errors import NotSupported
+
+        raise NotSupported("a cluster of processes needs fork(), which this system lacks; on Windows use WSL")
     from gostore.launch.place import Place
 
     place = Place(path)

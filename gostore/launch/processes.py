@@ -1,15 +1,13 @@
 """A cluster of real processes: the testbed of the process world.
 
 The processes belong to a zygote (``gostore.launch.zygote``), which belongs to this process. What must end when the
-cluster object does, however that happens, is kept apart from it in a :class:`Lifeline`: the object may be collected as
+cluster object does, however that happens, is kept apart from it in a ``Belongings``: the object may be collected as
 garbage, the interpreter may exit, or be killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import os
 import secrets
 import signal
 import time
@@ -23,11 +21,12 @@ from gostore.client.nodes import Life, NodeHandle
 from gostore.client.policies import policy_source
 from gostore.client.receiver import JournalReceiver
 from gostore.client.record import read_record, write_record
-from gostore.client.thread import ClientThread, client_thread
+from gostore.client.thread import client_thread
 from gostore.config import NodeConfig
 from gostore.core.address import Address
 from gostore.core.errors import BadRequest, ConfigError, GoStoreError, Timeout, Unavailable, error_from_wire
 from gostore.core.events import Events
+from gostore.launch.belongings import Belongings
 from gostore.launch.control import Control, tail
 from gostore.launch.faults import ProcessFaults
 from gostore.launch.place import Place
@@ -41,8 +40,6 @@ EXIT_TIMEOUT_S: Final = 10.0
 
 STOP_TIMEOUT_S: Final = 4.0
 """Nodes whose data are kept may take this long to close them; then they are killed (what was acknowledged is safe)."""
-
-AT_EXIT_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(slots=True)
@@ -65,68 +62,6 @@ class Process:
         return Address(self.host, self.ports["tcp"], self.ports["udp"])
 
 
-class Lifeline:
-    """What outlives the cluster object for as long as it takes to end it."""
-
-    def __init__(self, place: Place, thread: ClientThread) -> None:
-        self.place = place
-        self.thread = thread
-        self.pid = os.getpid()
-        self.control: Control | None = None
-        self.connection: Connection | None = None
-        self.ended = False
-
-    async def end(self) -> None:
-        """End the processes, wait for them, close the connection and leave the place. On the client thread's loop."""
-        if self.ended:
-            return
-        self.ended = True
-        _LIVE.pop(id(self), None)
-        if self.connection is not None:
-            await self.connection.close()
-        if self.control is not None:
-            await self.control.ended()
-            self.place.leave()
-        else:
-            self.place.abandon()
-
-    def drop(self) -> None:
-        """The cluster object is garbage: end without waiting. From any thread, also in the middle of anything."""
-        # A process that was forked from ours has a copy of the object; the cluster is not its own.
-        if not self.ended and self.pid == os.getpid() and self.thread.usable:
-            self.thread.loop.call_soon_threadsafe(lambda: _ENDING.start(self.end()))
-
-
-class _Ending:
-    """Holds the tasks that end dropped clusters until they are done."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[asyncio.Task[None], None] = {}
-
-    def start(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine, name="end of a dropped cluster")
-        self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
-
-
-_LIVE: dict[int, Lifeline] = {}
-_ENDING = _Ending()
-
-
-def _end_all() -> None:
-    """At the interpreter's exit: no process outlives it. (When it is killed, the zygotes see to that.)"""
-    for lifeline in list(_LIVE.values()):
-        if lifeline.pid == os.getpid() and lifeline.thread.usable:
-            future = asyncio.run_coroutine_threadsafe(lifeline.end(), lifeline.thread.loop)
-            try:
-                future.result(AT_EXIT_TIMEOUT_S)
-            except TimeoutError:
-                lifeline.place.process.kill()
-
-
-atexit.register(_end_all)
-
-
 class ProcessCluster(Testbed):
     """See :func:`gostore.launch.launch`."""
 
@@ -146,9 +81,8 @@ class ProcessCluster(Testbed):
     ) -> None:
         thread = client_thread()
         super().__init__(name, thread)
-        self._lifeline = Lifeline(place, thread)
-        _LIVE[id(self._lifeline)] = self._lifeline
-        weakref.finalize(self, self._lifeline.drop).atexit = False
+        self._belongings = Belongings(place, thread)
+        weakref.finalize(self, self._belongings.drop).atexit = False
         self._place = place
         self.start_timeout_s = timeout_s
         self._processes: dict[str, Process] = {}
@@ -158,7 +92,7 @@ class ProcessCluster(Testbed):
         try:
             self._plan(nodes, secret, policies or {}, settings or {})
         except BaseException:
-            thread.run_sync(self._lifeline.end())
+            thread.run_sync(self._belongings.end())
             raise
 
     # the plan: which nodes there are, with which settings
@@ -188,14 +122,23 @@ class ProcessCluster(Testbed):
             self._settings, self._secret = record["settings"], secret or record["secret"]
             self.name = record["cluster"]
         self._settings = _merged(self._settings, settings)
-        if policies:
-            sources = {slot: policy_source(policy).to_wire() for slot, policy in policies.items()}
-            self._settings["policies"] = {**self._settings.get("policies", {}), **sources}
-        self._settings = _merged({"cls": {"expect": len(known)}}, self._settings)
+        sources = {slot: policy_source(policy).to_wire() for slot, policy in policies.items()}
+        self._settings = _merged({"cls": {"expect": len(known)}, "policies": {}}, self._settings)
+        self._settings["policies"] |= sources
         self._born = record is not None
+        # A cluster that is there has policies of its own, so new ones are installed when it is up.
+        self._to_install = dict(policies) if self._born else {}
         for name, facts in known.items():
             self._add_process(name, facts.get("settings", {}), facts.get("ports", {}))
-            self._config(name, ())  # every mistake in the settings shows before anything runs
+            config = self._config(name, ())  # every mistake in the settings shows before anything runs
+        self._keep_shards(record, config.db.shards)
+
+    def _keep_shards(self, record: Mapping[str, Any] | None, shards: int) -> None:
+        """The number of shards stays what it was at birth, also when another default comes."""
+        born_with = shards if record is None else record["shards"]
+        if shards != born_with:
+            raise ConfigError(f"db.shards = {shards}: this cluster was born with {born_with}, which is fixed")
+        self._settings = _merged(self._settings, {"db": {"shards": shards}})
 
     def _add_process(self, name: str, settings: dict[str, Any], ports: dict[str, int]) -> Process:
         host = _merged(self._settings, settings).get("host", "127.0.0.1")
@@ -218,21 +161,24 @@ class ProcessCluster(Testbed):
 
     def _write_record(self) -> None:
         nodes = {p.name: {"host": p.host, "ports": p.ports, "settings": p.settings} for p in self._processes.values()}
-        record = {"cluster": self.name, "secret": self._secret, "settings": self._settings, "nodes": nodes}
+        record = {
+            "cluster": self.name, "secret": self._secret, "shards": self._settings["db"]["shards"],
+            "settings": self._settings, "nodes": nodes,
+        }  # fmt: skip
         write_record(self._place.root, record, durable=not self._place.temporary)
 
     # start and stop
 
     async def _boot(self) -> None:
-        if self._lifeline.ended:
+        if self._belongings.ended:
             raise Unavailable(
                 "this cluster was stopped; launch another one (with the same path, if its data were kept)"
             )
         # The zygote reports to whoever is there, and does not keep the cluster alive.
         on_event = _weak(self, ProcessCluster._on_zygote)
-        control = self._lifeline.control = Control(self._place.process, self._place.zygote_log, on_event)
+        control = self._belongings.control = Control(self._place.process, self._place.zygote_log, on_event)
         await control.open()
-        self._connection = self._lifeline.connection = await self._connect()
+        self._connection = self._belongings.connection = await self._connect()
         await control.hello()
         await self._bind_all()
         self._write_record()
@@ -241,6 +187,10 @@ class ProcessCluster(Testbed):
         for name in self._processes:
             await self._fork(name, self._others(name) if self._born else () if name == first else seeds)
         await self._wait_started(list(self._processes.values()))
+
+    async def _came_up(self) -> None:
+        for slot, policy in self._to_install.items():
+            await self.install(slot, policy, self.start_timeout_s)
 
     async def _connect(self) -> Connection:
         env = client_env()
@@ -312,18 +262,18 @@ class ProcessCluster(Testbed):
 
     @property
     def _control(self) -> Control:
-        if self._lifeline.control is None or self._lifeline.ended:
+        if self._belongings.control is None or self._belongings.ended:
             raise Unavailable("the cluster does not run")
-        return self._lifeline.control
+        return self._belongings.control
 
     async def _shut_down(self) -> None:
         alive = [process for process in self._processes.values() if process.life.alive]
-        if not self._place.temporary and self._lifeline.control is not None and not self._lifeline.ended:
+        if not self._place.temporary and self._belongings.control is not None and not self._belongings.ended:
             await self._ask_to_stop(alive)
         for process in alive:
             process.life = Life.STOPPED
             process.pid = None
-        await self._lifeline.end()
+        await self._belongings.end()
         self._connection = None
 
     async def _ask_to_stop(self, alive: list[Process]) -> None:

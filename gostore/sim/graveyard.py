@@ -42,8 +42,8 @@ _DEAD_ENDS: Final = frozenset(
     {
         # These refer to nothing of interest,
         *(str, bytes, bytearray, int, float, bool, type(None), types.CodeType, types.BuiltinFunctionType),
-        # and these lead out of the world.
-        *(types.ModuleType, type, logging.Logger, logging.RootLogger),
+        # and these lead out of the world (a frame, to those that called it).
+        *(types.ModuleType, type, types.FrameType, logging.Logger, logging.RootLogger),
     }
 )
 _BATCH: Final = 1_000

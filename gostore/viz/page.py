@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
+from gostore.testbed import SEEN, Testbed
 from gostore.viz.source import Source
 from gostore.viz.widget import STATIC, ClusterView
 
@@ -74,7 +75,7 @@ class _Broadcast(ClusterView):
 class Page:
     """``async with Page(cluster) as page: page.url``. Runs on the loop that enters it."""
 
-    def __init__(self, source: Source, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, source: Testbed, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._source = source
         self._host = host
         self._port = port
@@ -84,6 +85,7 @@ class Page:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        await self._source.watch(*SEEN)
         self._view = await asyncio.to_thread(_Broadcast, self._source, self._publish)
         self._view.observe(lambda change: self._publish({"traits": {change.name: change.new}}), ["picture", "ring"])
         app = web.Application(client_max_size=BODY_SIZE_BYTES_MAX)

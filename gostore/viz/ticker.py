@@ -167,6 +167,10 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}" if seconds < 0.01 else f"{seconds * 1000:.0f}"
+
+
 def _fault(data: Mapping[str, Any]) -> str:
     arguments = data["arguments"]
     if isinstance(arguments, Mapping):
@@ -197,9 +201,7 @@ _WORDS: Final[dict[str, _Words]] = {
     "conflict": lambda d, n, *_: f"{n} aborted a transaction: conflict on {d['container']}/{d['key']}",
     "shard_primary": lambda d, n, *_: f"{n} leads shard {d['shard']}, generation {d['generation']}",
     "shard_synced": lambda d, n, *_: f"{n} copied shard {d['shard']} from {d['source']}, {size(d['bytes'])}",
-    "fs_write": lambda d, *_: (
-        f"write {d['path']} v{d['version']}, {size(d['size'])} in {d['duration_s'] * 1000:.1f} ms"
-    ),
+    "fs_write": lambda d, *_: f"write {d['path']} v{d['version']}, {size(d['size'])} in {_ms(d['duration_s'])} ms",
     "fs_delete": lambda d, *_: f"delete {d['path']}, {d['entries']} entries",
     "repair_started": lambda d, n, *_: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
     "repair_done": lambda d, n, *_: f"{n} copied {plural(d['copied'], 'chunk')}, {size(d['bytes'])}",

@@ -13,6 +13,7 @@ that nbval can compare it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Mapping
@@ -46,6 +47,8 @@ SNAPSHOT_REST_S: Final = 0.2
 MARK_TEXT_MAX: Final = 1024
 """Characters of a key or path that the front end may ask for."""
 CHUNKS_MARKED_MAX: Final = 64
+ASKING_FAILS: Final = (GoStoreError, OSError, TimeoutError)
+"""What the cluster may answer when it is asked where something is."""
 
 
 class _View(anywidget.AnyWidget):
@@ -90,6 +93,7 @@ class ClusterView(_View):
         self._sampler = Sampler()
         self._gauges = Gauges()
         self._mark: dict[str, Any] | None = None
+        self._asked: Callable[[], dict[str, Any]] | None = None
         self._note = ""
         self._ended = False
         self._snapshot = source.snapshot_sync()
@@ -125,14 +129,15 @@ class ClusterView(_View):
 
     def show_key(self, key: str) -> None:
         """Mark a key's token on the ring and light up its replicas. Raises what the cluster raises."""
-        self._set_mark(key_mark(key, self._source.locate_sync(key)))
+        self._ask(lambda: key_mark(key, self._source.locate_sync(key)))
 
     def show_file(self, path: str) -> None:
         """Mark a file's entry and its chunks, and light up the replicas. Raises what the cluster raises."""
-        self._set_mark(file_mark(path, self._source.locate_file_sync(path)))
+        self._ask(lambda: file_mark(path, self._source.locate_file_sync(path)))
 
     def show_nothing(self) -> None:
         """Take the mark away."""
+        self._asked = None
         self._set_mark(None)
 
     def close(self) -> None:
@@ -169,7 +174,14 @@ class ClusterView(_View):
             snapshot, note = self._source.snapshot_sync(), ""
         except Exception as error:  # whatever it was: the view says so and tries again
             with self._drawing:
-                snapshot, note = self._snapshot, f"no answer: {error or type(error).__name__}"
+                snapshot, note = self._snapshot, f"no answer: {str(error) or type(error).__name__}"
+        asked = self._asked
+        if asked is not None and snapshot.get("arcs") != self._snapshot.get("arcs"):
+            # The ring has changed, and with it perhaps the owners of what is marked.
+            with contextlib.suppress(*ASKING_FAILS):
+                mark = asked()
+                with self._drawing:
+                    self._mark = mark if self._asked is asked else self._mark
         with self._drawing:
             self._snapshot, self._note = snapshot, note
             self._gauges.add(snapshot)
@@ -214,8 +226,14 @@ class ClusterView(_View):
                 self.show_file(text)
             else:
                 self.show_key(text)
-        except (GoStoreError, OSError, TimeoutError) as error:
+        except ASKING_FAILS as error:
+            self._asked = None
             self._set_mark({"words": f"{text}: {error}", "owners": None, "ticks": []})
+
+    def _ask(self, ask: Callable[[], dict[str, Any]]) -> None:
+        mark = ask()
+        self._asked = ask
+        self._set_mark(mark)
 
     def _set_mark(self, mark: dict[str, Any] | None) -> None:
         with self._drawing:

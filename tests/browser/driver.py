@@ -57,6 +57,39 @@ FLAGS = (
     "--window-size=1400,1000",
 )
 
+# Pairs of texts that are both visible and share a piece of the screen; texts above each other on purpose are not text.
+OVERLAPS = """
+const shown = [...document.querySelectorAll(".gs-view :is(text, h2, h3, dt, dd, time, b, .gs-tag, .gs-text, .gs-chip,"
+    + " .gs-facts, .gs-most, .gs-status, .gs-tile-words span, .gs-legend > span, .gs-ask > span, .gs-button)")]
+  .filter((e) => e.textContent && e.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+  .map((e) => [e, e.getBoundingClientRect()])
+  .filter(([e, b]) => {
+    if (b.width < 1) return false;
+    const box = e.closest(".gs-detail-body, .gs-events-list")?.getBoundingClientRect();
+    return !box || (b.top >= box.top - 1 && b.bottom <= box.bottom + 1);
+  });
+const found = [];
+shown.forEach(([e, a], i) => shown.slice(i + 1).forEach(([f, b]) => {
+  const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+  const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+  if (x > 1.5 && y > 3 && !e.contains(f) && !f.contains(e)) found.push(`${e.textContent} / ${f.textContent}`);
+}));
+return found;
+"""
+
+SMALLEST = """
+return Math.min(...[...document.querySelectorAll(".gs-view *")]
+  .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+  .map((e) => parseFloat(getComputedStyle(e).fontSize)));
+"""
+
+OUTSIDE = """
+const frame = document.querySelector(".gs-frame").getBoundingClientRect();
+return [...document.querySelectorAll(".gs-view :is(.gs-chip, .gs-tile, section, .gs-stage, .gs-ask, .gs-ask *)")]
+  .filter((e) => { const b = e.getBoundingClientRect(); return b.left < frame.left - 1 || b.right > frame.right + 1; })
+  .map((e) => e.className);
+"""
+
 
 def wait_for(what: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -> T:
     """Poll until the condition is true and return its value; an element that was just replaced is asked for again."""

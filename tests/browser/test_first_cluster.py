@@ -82,6 +82,9 @@ def test_the_first_notebook_from_top_to_bottom(tools: ModuleType, lab: Any, chro
         else:
             page.run_to_end(index, 120)
         assert page.errors() == [], f"cell {index}: {source}"
+    assert page.script(tools.OVERLAPS) == []
+    assert page.script(tools.SMALLEST) >= 11
+    assert page.script(tools.OUTSIDE) == []
     tools.wait_for("the view to know of the end", lambda: text(page, ".gs-status") == "stopped")
     tools.wait_for("every process to end", lambda: all_gone(processes))
     assert tools.errors_of(chromium) == []

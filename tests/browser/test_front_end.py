@@ -23,39 +23,6 @@ from gostore.viz.widget import key_mark
 HERE = Path(__file__).parent
 STATIC = Path(gostore.viz.__file__).parent / "static"
 
-# Pairs of texts that are both visible and share a piece of the screen; texts above each other on purpose are not text.
-OVERLAPS = """
-const shown = [...document.querySelectorAll(".gs-view :is(text, h2, h3, dt, dd, time, b, .gs-tag, .gs-text, .gs-chip,"
-    + " .gs-facts, .gs-most, .gs-status, .gs-tile-words span, .gs-legend > span, .gs-ask > span, .gs-button)")]
-  .filter((e) => e.textContent && e.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
-  .map((e) => [e, e.getBoundingClientRect()])
-  .filter(([e, b]) => {
-    if (b.width < 1) return false;
-    const box = e.closest(".gs-detail-body, .gs-events-list")?.getBoundingClientRect();
-    return !box || (b.top >= box.top - 1 && b.bottom <= box.bottom + 1);
-  });
-const found = [];
-shown.forEach(([e, a], i) => shown.slice(i + 1).forEach(([f, b]) => {
-  const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-  const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-  if (x > 1.5 && y > 3 && !e.contains(f) && !f.contains(e)) found.push(`${e.textContent} / ${f.textContent}`);
-}));
-return found;
-"""
-
-SMALLEST = """
-return Math.min(...[...document.querySelectorAll(".gs-view *")]
-  .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
-  .map((e) => parseFloat(getComputedStyle(e).fontSize)));
-"""
-
-OUTSIDE = """
-const frame = document.querySelector(".gs-frame").getBoundingClientRect();
-return [...document.querySelectorAll(".gs-view :is(.gs-chip, .gs-tile, section, .gs-stage, .gs-ask, .gs-ask *)")]
-  .filter((e) => { const b = e.getBoundingClientRect(); return b.left < frame.left - 1 || b.right > frame.right + 1; })
-  .map((e) => e.className);
-"""
-
 PANELS = """
 return [...document.querySelectorAll(".gs-head, .gs-stage, .gs-legend, .gs-ask, .gs-detail, .gs-gauges, .gs-events")]
   .map((e) => { const b = e.getBoundingClientRect(); return [e.className, b.x, b.y, b.width, b.height].join(" "); });
@@ -164,13 +131,15 @@ def put(page: Any, found: dict[str, Any]) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [480, 720, 1120])
 @pytest.mark.parametrize("count", [5, 12, 20, 40])
-def test_it_is_legible_at_every_size(opened: Open, feed: ModuleType, count: int, width: int, theme: str) -> None:
+def test_it_is_legible_at_every_size(
+    tools: ModuleType, opened: Open, feed: ModuleType, count: int, width: int, theme: str
+) -> None:
     page = opened(scene(feed, *busy(feed, count)), width=width, theme=theme)
     assert len(query(page, ".gs-node")) == count
-    assert page.execute_script(SMALLEST) >= 11
-    assert page.execute_script(OUTSIDE) == []
+    assert page.execute_script(tools.SMALLEST) >= 11
+    assert page.execute_script(tools.OUTSIDE) == []
     if width >= 720:
-        assert page.execute_script(OVERLAPS) == []
+        assert page.execute_script(tools.OVERLAPS) == []
 
 
 def test_where_there_is_less_room_the_panels_go_below(opened: Open, feed: ModuleType) -> None:

@@ -212,6 +212,8 @@ def test_a_directory_keeps_the_cluster(little: Little, tmp_path: Path) -> None:
     assert (path / "cluster.json").stat().st_mode & 0o777 == 0o600
     with pytest.raises(ConfigError, match=r"nodes = 5: .*kept holds a cluster of 3; start it with nodes = 3"):
         little(5, path=path)
+    with pytest.raises(ConfigError, match="db.shards = 8: this cluster was born with 4, which is fixed"):
+        little(3, path=path, db={"shards": 8})
     with little(None, path=path) as cluster:
         assert list(cluster.nodes) == ["n1", "n2", "n3"]
         assert {name: cluster._processes[name].ports for name in ("n1", "n2")} == ports

@@ -26,6 +26,7 @@ class Cluster:
         self.subscribers: dict[int, Callable[[Event], None]] = {}
         self.journal = self
         self.past: list[Event] = []
+        self.owners = ["n2", "n3"]
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         key = len(self.subscribers)
@@ -45,7 +46,7 @@ class Cluster:
         return dict(self.found)
 
     def locate_sync(self, key: str) -> dict[str, Any]:
-        return {"token": "8000000000000000", "owners": ["n2", "n3"]}
+        return {"token": "8000000000000000", "owners": self.owners}
 
     def locate_file_sync(self, path: str) -> dict[str, Any]:
         if path == "/nowhere":
@@ -200,6 +201,14 @@ def test_a_key_and_its_replicas(view: ClusterView) -> None:
     assert mark["ticks"] == [{"turn": 0.5, "owners": ["n2", "n3"], "main": True}]
     view.show_nothing()
     assert view.picture["mark"] is None
+
+
+def test_a_mark_follows_the_ring(view: ClusterView, cluster: Cluster, feed: ModuleType) -> None:
+    watch = Watch(view)
+    view.show_key("user:7")
+    cluster.owners = ["n3", "n4"]
+    cluster.found = feed.snapshot(5, gone=("n2",), time_s=140.0)
+    watch.until(lambda: view.picture["mark"]["owners"] == ["n3", "n4"])
 
 
 def test_a_file_and_its_chunks(view: ClusterView) -> None:

@@ -32,15 +32,25 @@ class Transactions:
         self.conflicts = 0
 
     async def commit(self, reads: Sequence[Read], writes: Sequence[Write]) -> Committed:
-        """Commit, repeating while the outcome is unknown. Raises ``Conflict``, or what the last repeat raised."""
+        """Commit, repeating while the outcome is unknown.
+
+        Raises what db answers; and when it does not answer, the first error that left the outcome in doubt: that a
+        repeat surely did nothing says nothing of the attempt before it.
+        """
         request_id = self.new_request()
-        for repeat in range(COMMIT_REPEATS_MAX + 1):
+        doubt: GoStoreError | None = None
+        for _ in range(COMMIT_REPEATS_MAX + 1):
             try:
                 return await self._kv.commit(reads, writes, request_id=request_id)
+            except Conflict:
+                raise
             except GoStoreError as error:
-                if error.definite or repeat == COMMIT_REPEATS_MAX:
-                    raise
-        raise AssertionError("unreachable")
+                if doubt is None:
+                    if error.definite:
+                        raise
+                    doubt = error
+        assert doubt is not None, "only a doubt is repeated"
+        raise doubt
 
     async def retry(self, attempt: Callable[[], Awaitable[T]], what: str, conflicted: Callable[[], None]) -> T:
         """Run an attempt until it does not conflict, at most :data:`CONFLICT_RETRIES_MAX` times.

@@ -20,6 +20,7 @@ from gostore.core.errors import (
     NotEmpty,
     NotFound,
     Timeout,
+    Unavailable,
 )
 from gostore.services.fs.directory import REMOVE_PAGE, Tree
 from gostore.services.fs.header import Content
@@ -279,6 +280,29 @@ def test_an_unknown_outcome_is_repeated_and_applied_once(kit: SimpleNamespace, a
         else:
             kv.before = lambda operation, _: lose() if operation == "commit" else None
         assert (await put(tree, "/f", "2")).version == 2
+        assert (await tree.find("/f")).version == 2
+
+    asyncio.run(main())
+
+
+def test_a_repeat_that_did_nothing_leaves_the_doubt(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        kv = kit.FakeKeyValue()
+        tree = tree_on(kit, kv)
+        await put(tree, "/f", "1")
+
+        def lose(*_: Any) -> None:
+            kv.before = refuse
+            raise Timeout("no answer")
+
+        def refuse(operation: str, _: Any) -> None:
+            raise Unavailable("no primary")
+
+        kv.after = lose
+        with pytest.raises(Timeout) as raised:
+            await put(tree, "/f", "2")
+        assert not raised.value.definite
+        kv.before = lambda *_: None
         assert (await tree.find("/f")).version == 2
 
     asyncio.run(main())
