@@ -72,14 +72,15 @@ def main() -> None:
 def demo(nodes: int, path: Path | None, kill: str | None, as_json: bool) -> None:
     """Store a real directory tree, kill a node, recover, and verify every byte."""
     import gostore as gs
-    from gostore.experiments.demo import run, standard_library
+    from gostore.experiments.demo import real_files, run, standard_library
 
+    files = real_files(path or standard_library())
     cluster = gs.launch(nodes)
 
     async def job() -> Any:
         async with cluster:
             say(f"{nodes} nodes ready in {cluster.ready_s:.2f} s")
-            return await run(cluster, path or standard_library(), ready_s=cluster.ready_s, kill=kill, progress=say)
+            return await run(cluster, files, kill=kill, progress=say)
 
     result = asyncio.run(job())
     report(result.to_dict(), as_json=as_json, title="demo")

@@ -111,6 +111,7 @@ def test_a_partition_is_seen_and_heals(cluster: Testbed) -> None:
 
 
 def test_the_snapshot_holds_what_a_view_needs(cluster: Testbed) -> None:
+    cluster.wait_settled_sync()
     snapshot = cluster.snapshot_sync()
     assert (snapshot["name"], snapshot["world"], snapshot["running"]) == ("gostore", "processes", True)
     assert (snapshot["replicas"], snapshot["shards"], snapshot["placement"]) == (3, 4, "HashRing")

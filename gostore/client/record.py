@@ -1,7 +1,8 @@
 """The record of a cluster in its directory: what is needed to start it again, or to connect to it.
 
 ``<path>/cluster.json``, mode 0600, because it holds the secret:
-``{"version", "cluster", "secret", "shards", "settings": {...}, "nodes": {name: {"host", "ports", "settings"}}}``.
+``{"version", "cluster", "secret", "shards", "born", "settings", "nodes": {name: {"host", "ports", "settings"}}}``;
+``born``: all nodes were ready once.
 """
 
 from __future__ import annotations

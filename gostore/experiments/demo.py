@@ -56,11 +56,18 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def real_files(root: Path) -> Iterator[tuple[str, Path]]:
+def real_files(root: Path) -> list[tuple[str, Path]]:
     """(path below ``root``, file) of every regular file, sorted; caches and installed packages are left out.
 
     Raises :class:`ConfigError` when there is nothing to store.
     """
+    found = list(_walk(root))
+    if not found:
+        raise ConfigError(f"path = {str(root)!r}: holds no files; name a directory tree to store")
+    return found
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
     if not root.is_dir():
         raise ConfigError(f"path = {str(root)!r}: not a directory; name a directory tree to store")
     for folder, folders, names in os.walk(root):
@@ -71,7 +78,7 @@ def real_files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield str(file.relative_to(root)), file
 
 
-async def run(cluster: Testbed, root: Path, *, ready_s: float, kill: str | None, progress: Progress) -> DemoResult:
+async def run(cluster: Testbed, files: list[tuple[str, Path]], *, kill: str | None, progress: Progress) -> DemoResult:
     """Store, kill, recover, verify. ``kill``: a node's name; None: the one that holds the most chunks."""
     sums: dict[str, str] = {}
     sizes = 0
@@ -84,9 +91,7 @@ async def run(cluster: Testbed, root: Path, *, ready_s: float, kill: str | None,
         sums[name] = hashlib.sha256(data).hexdigest()
         sizes += len(data)
 
-    await _for_each(real_files(root), store)
-    if not sums:
-        raise ConfigError(f"path = {str(root)!r}: holds no files; name a directory tree to store")
+    await _for_each(iter(files), store)
     written_s = time.monotonic() - begun
     progress(f"stored {len(sums)} files, {sizes / 1e6:.1f} MB, in {written_s:.1f} s")
 
@@ -104,7 +109,7 @@ async def run(cluster: Testbed, root: Path, *, ready_s: float, kill: str | None,
     check = await cluster.fs.check()
     progress(f"read back {len(sums)} files in {read_s:.1f} s")
     return DemoResult(
-        nodes=len(cluster.nodes), ready_s=round(ready_s, 3), files=len(sums), bytes=sizes,
+        nodes=len(cluster.nodes), ready_s=round(cluster.ready_s, 3), files=len(sums), bytes=sizes,
         written_s=round(written_s, 3), killed=victim, recovered_s=round(recovered_s, 3), read_s=round(read_s, 3),
         lost=lost, corrupt=corrupt, orphans=check["orphans"], under_replicated=check["under_replicated"],
     )  # fmt: skip
@@ -140,6 +145,9 @@ async def _for_each(items: Iterator[T], work: Callable[[T], Coroutine[Any, Any, 
         for item in items:  # one iterator for all workers: each takes what comes next
             await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(FILES_IN_FLIGHT_MAX):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(FILES_IN_FLIGHT_MAX):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -125,9 +125,10 @@ class ProcessCluster(Testbed):
         sources = {slot: policy_source(policy).to_wire() for slot, policy in policies.items()}
         self._settings = _merged({"cls": {"expect": len(known)}, "policies": {}}, self._settings)
         self._settings["policies"] |= sources
-        self._born = record is not None
+        # Until all were ready once, the first node may have to found the cluster still (if it did, it knows).
+        self._born = record is not None and bool(record["born"])
         # A cluster that is there has policies of its own, so new ones are installed when it is up.
-        self._to_install = dict(policies) if self._born else {}
+        self._to_install = dict(policies) if record is not None else {}
         for name, facts in known.items():
             self._add_process(name, facts.get("settings", {}), facts.get("ports", {}))
             config = self._config(name, ())  # every mistake in the settings shows before anything runs
@@ -163,7 +164,7 @@ class ProcessCluster(Testbed):
         nodes = {p.name: {"host": p.host, "ports": p.ports, "settings": p.settings} for p in self._processes.values()}
         record = {
             "cluster": self.name, "secret": self._secret, "shards": self._settings["db"]["shards"],
-            "settings": self._settings, "nodes": nodes,
+            "born": self._born, "settings": self._settings, "nodes": nodes,
         }  # fmt: skip
         write_record(self._place.root, record, durable=not self._place.temporary)
 
@@ -189,6 +190,9 @@ class ProcessCluster(Testbed):
         await self._wait_started(list(self._processes.values()))
 
     async def _came_up(self) -> None:
+        if not self._born:
+            self._born = True
+            self._write_record()
         for slot, policy in self._to_install.items():
             await self.install(slot, policy, self.start_timeout_s)
 

@@ -156,10 +156,10 @@ def _chips(nodes: Sequence[Mapping[str, Any]], repair: Mapping[str, Any]) -> lis
         if count:
             chips.append([look, f"{count} {word}"])
     missing, copied = repair.get("missing", 0), repair.get("copied", 0)
-    if repair.get("active") or missing:
-        done = copied / (copied + missing) if copied + missing else 0.0
-        # Below 100 until it is done: "repairing 100 %" would be a contradiction.
-        chips.append(["repair", f"repairing {min(int(done * 100), 99)} %"])
+    if missing:
+        chips.append(["repair", f"repairing {copied * 100 // (copied + missing)} %"])
+    elif repair.get("active"):
+        chips.append(["repair", "checking copies"])
     return chips
 
 

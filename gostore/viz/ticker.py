@@ -64,7 +64,8 @@ class Ticker:
         self._next = 1
 
     def add(self, event: Event) -> None:
-        if event.kind in SILENT:
+        # A partition is one fault and a link fault at every node: the first is a line, the others are drawn.
+        if event.kind in SILENT or (event.kind == "fault" and event.data["fault"] == "link"):
             return
         at_ms = stamp_wall_ms(event.stamp)
         if self.started_ms is None:
@@ -159,7 +160,11 @@ def _are(names: list[str]) -> str:
 
 
 def _seen(nodes: list[str]) -> str:
-    return f"seen by {_some(nodes)}" if len(nodes) <= 3 else f"seen by {len(nodes)} nodes"
+    return f"seen by {_by(nodes)}"
+
+
+def _by(nodes: list[str]) -> str:
+    return _some(nodes) if len(nodes) <= 3 else f"{len(nodes)} nodes"
 
 
 def _some(names: list[str]) -> str:
@@ -193,7 +198,7 @@ _WORDS: Final[dict[str, _Words]] = {
     "node_ready": lambda d, _, are, __: f"{are} ready, epoch {d['epoch']}",
     "node_stopping": lambda d, n, *_: f"{n} stops: {d['reason']}",
     "member": lambda d, _, are, nodes: f"{are} {d['state']}, epoch {d['epoch']}; {_seen(nodes)}",
-    "suspect": lambda d, _, __, nodes: f"{d['member']} suspected by {_some(nodes)}",
+    "suspect": lambda d, _, __, nodes: f"{d['member']} suspected by {_by(nodes)}",
     "refute": lambda d, _, __, nodes: f"{d['member']} is alive, incarnation {d['incarnation']}; {_seen(nodes)}",
     "master": lambda d, _, __, nodes: f"{d['member']} is the master, epoch {d['epoch']}; {_seen(nodes)}",
     "wal_recovered": lambda d, n, *_: f"{n} read its log: {plural(d['records'], 'record')}, torn {d['torn_bytes']} B",
@@ -206,7 +211,7 @@ _WORDS: Final[dict[str, _Words]] = {
     "repair_started": lambda d, n, *_: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
     "repair_done": lambda d, n, *_: f"{n} copied {plural(d['copied'], 'chunk')}, {size(d['bytes'])}",
     "fault": lambda d, *_: _fault(d),
-    "policy_installed": lambda d, _, __, nodes: f"{d['slot']} is {d['name']} on {_some(nodes)}",
+    "policy_installed": lambda d, _, __, nodes: f"{d['slot']} is {d['name']} on {_by(nodes)}",
     "policy_failed": lambda d, _, __, nodes: f"{d['slot']} {d['name']} failed on {_some(nodes)}: {d['error']}",
     "task_failed": lambda d, n, *_: f"{n}: task {d['task']} failed: {d['error']}",
 }

@@ -42,6 +42,12 @@ def wait_gone(pids: list[int], timeout_s: float = GONE_TIMEOUT_S) -> None:
         time.sleep(0.01)
 
 
+def zygotes() -> list[int]:
+    """Those of this process."""
+    children = psutil.Process(os.getpid()).children()
+    return [child.pid for child in children if "gostore.launch.zygote" in " ".join(child.cmdline())]
+
+
 @pytest.fixture(autouse=True)
 def _entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The zygote finds the little nodes where we do."""
@@ -52,6 +58,7 @@ def _entries(monkeypatch: pytest.MonkeyPatch) -> None:
 def little(tmp_path: Path) -> Iterator[Callable[..., ProcessCluster]]:
     """``little(3, path=..., **settings)``: a cluster of little nodes, not started; none is left at the end."""
     made: list[ProcessCluster] = []
+    before = zygotes()
 
     def make(nodes: int | None = 3, *, path: Path | None = None, **keywords: Any) -> ProcessCluster:
         place = Place(path, entry="little_node:main")
@@ -67,5 +74,4 @@ def little(tmp_path: Path) -> Iterator[Callable[..., ProcessCluster]]:
     yield make
     for cluster in made:
         cluster.stop_sync()
-    children = psutil.Process(os.getpid()).children()
-    assert not [child for child in children if "gostore.launch.zygote" in " ".join(child.cmdline())]
+    assert [pid for pid in zygotes() if pid not in before] == []

@@ -321,7 +321,10 @@ def owner(how: str) -> tuple[subprocess.Popen[str], Path, list[int]]:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
-    root, *pids = process.stdout.readline().split()
+    line = process.stdout.readline()
+    if not line:
+        pytest.fail(process.communicate()[1])
+    root, *pids = line.split()
     return process, Path(root), [int(pid) for pid in pids]
 
 

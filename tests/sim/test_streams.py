@@ -310,6 +310,22 @@ def test_one_way_cut_of_the_acknowledgements_delivers_and_then_resets_the_sender
         talk(world, client(world))
 
 
+def test_an_unread_byte_is_acknowledged_by_the_kernel_unless_the_way_back_is_cut():
+    async def client(world, cut):
+        transport, source = await asyncio.get_running_loop().create_connection(Source, "server", 80)
+        await asyncio.sleep(0.1)
+        if cut:
+            world.net.cut(["server"], ["client"])
+        transport.write(b"hello")  # the server does not read
+        await asyncio.sleep(60)
+        return source.calls
+
+    for cut in (False, True):
+        with World(1) as world:
+            world.add_node("server", sink_server)
+            assert talk(world, client(world, cut)) == (["TimeoutError"] if cut else [])
+
+
 def test_a_killed_process_ends_its_connections_at_once():
     async def client(world):
         reader, writer = await asyncio.open_connection("server", 80)

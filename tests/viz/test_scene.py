@@ -40,8 +40,8 @@ def test_chips_count_every_node_once(feed: ModuleType) -> None:
     ("repair", "words"),
     [
         ({"active": True, "missing": 124, "copied": 76}, "repairing 38 %"),
-        ({"active": True, "missing": 0, "copied": 0}, "repairing 0 %"),
-        ({"active": True, "missing": 0, "copied": 9}, "repairing 99 %"),
+        ({"active": True, "missing": 0, "copied": 0}, "checking copies"),
+        ({"active": True, "missing": 1, "copied": 999}, "repairing 99 %"),
         ({"active": False, "missing": 0, "copied": 76}, None),
         (None, None),
     ],

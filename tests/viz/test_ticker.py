@@ -94,6 +94,7 @@ def test_messages_are_no_lines(feed: ModuleType) -> None:
     source, ticker = feed.Feed(), Ticker()
     for kind in SILENT:
         ticker.add(source.event("n1", kind, **{field: value_of(field) for field in KINDS[kind][1]}))
+    ticker.add(source.event("n1", "fault", fault="link", arguments={"peer": "n2", "drop": 1.0}))
     assert ticker.lines() == []
 
 

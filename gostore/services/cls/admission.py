@@ -86,7 +86,7 @@ class Admission:
             await cls.commit_first(masters.birth(cls.view, self._request(), cls.policy), cls.view)
 
     async def again(self) -> None:
-        """Return when this node, which was expelled, is a member again."""
+        """Return when this node, which was expelled, is a member again; that it cannot be is fatal to the node."""
         cls = self._cls
 
         def contacts() -> list[str | Address]:
@@ -96,7 +96,18 @@ class Admission:
             cls.env.rng.shuffle(others)
             return [*others[:ASKED_MAX], *self._contacts()]
 
-        await self._join_through(contacts, give_up_s=None)
+        while not cls.is_member:
+            try:
+                await self._join_through(contacts, give_up_s=None)
+            except BadRequest as error:
+                cls.env.fatal(f"cannot join again: {error.message}")
+                return
+            except AlreadyExists as error:
+                known = error.details.get("incarnation")
+                if error.details.get("live") or not isinstance(known, int) or known < cls.incarnation:
+                    cls.env.fatal(f"cannot join again: {error.message}")
+                    return
+                cls.rise(known)  # it was declared dead in a later incarnation than this node knew
 
     def _contacts(self) -> list[str | Address]:
         """``config.join`` without ourselves. A contact is HOST:TCP_PORT, so its UDP port is not known (0)."""
@@ -146,11 +157,12 @@ class Admission:
             contact, "cls", "join", join.address.to_wire(), join.rest_port, join.incarnation, join.weight,
             timeout_s=timeout_s,
         )  # fmt: skip
-        match reply.value:
-            case [str(master), wire]:
-                await cls.adopt(View.from_wire(wire, cls.cache), master)
-                return
-        raise Unavailable(f"{contact} answered a join with {reply.value!r:.100}")
+        try:
+            master, wire = reply.value
+            view = View.from_wire(wire, cls.cache)
+        except (ValueError, TypeError) as error:
+            raise Unavailable(f"{contact} answered a join with what cannot be read: {error}") from None
+        await cls.adopt(view, str(master))
 
     # After a restart
 
@@ -203,7 +215,7 @@ class Admission:
                 peer, "cls", "state", *saved.version, timeout_s=self._patience.first_s, attempts=2
             )
             return _read(reply.value, cls)
-        except GoStoreError:
+        except (GoStoreError, ValueError):
             return None
 
 
@@ -211,7 +223,7 @@ def _read(value: Any, cls: ClsService) -> _Answer:
     match value:
         case {"name": str(name), "member": bool(member), "master": master, "view": view}:
             return _Answer(name, member, master, None if view is None else View.from_wire(view, cls.cache))
-    raise BadRequest(f"not a state: {value!r:.100}")
+    raise ValueError(f"not a state: {value!r:.100}")
 
 
 def all_offline(view: View) -> View:

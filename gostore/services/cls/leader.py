@@ -106,6 +106,8 @@ class Leader:
             if not (dead or self._requests or cls.view.in_states(*WAITING)):
                 return
             alive = await self._call_the_roll(dead)
+            if self._wake.is_set():
+                return  # the view has changed meanwhile: look again
             if alive is None:
                 self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))
                 return

@@ -29,23 +29,22 @@ from gostore.comm import Call, Endpoint, remote, service
 from gostore.config import NodeConfig
 from gostore.core.address import Address
 from gostore.core.errors import (
-    AlreadyExists,
     BadRequest,
     Fenced,
     GoStoreError,
     PolicyError,
-    Timeout,
     Unavailable,
 )
 from gostore.core.slots import PolicySource
 from gostore.env import Env
 from gostore.services.cls import gossip, masters, swim
 from gostore.services.cls.admission import Admission, Patience, all_offline
-from gostore.services.cls.gossip import Gossip, Item
-from gostore.services.cls.history import INCARNATIONS_LEFT_MIN, History, reserve_incarnations
+from gostore.services.cls.detection import Detection
+from gostore.services.cls.gossip import Item
+from gostore.services.cls.history import History
 from gostore.services.cls.leader import Leader
 from gostore.services.cls.masters import Depart, Install, Join, NodeEvent
-from gostore.services.cls.swim import Message, Rumour, Swim
+from gostore.services.cls.waiters import Waiters
 from gostore.storage import Wal
 
 LEAVE_TIMEOUT_S: Final = 60.0
@@ -89,23 +88,17 @@ class ClsService:
         """Whether this node is in its view, alive, in its present incarnation."""
         self._history = History(wal)
         self._admission = Admission(self, patience or Patience())
-        self.tunables = swim.PROFILES[config.cls.profile]
         self.lock = asyncio.Lock()
         """Held by whoever changes the view."""
         self._leader = Leader(self)
-        self._swim = Swim(self.name, endpoint.incarnation, self.tunables, env.rng, 0.0)
-        self._gossip: Gossip[NodeEvent] = Gossip(self.name, gossip.PROFILES[config.cls.profile], env.rng)
-        self._waiters: list[tuple[Callable[[View], bool], asyncio.Future[View]]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due_s = 0.0  # uvloop gives a handle without `when()` for a time that has passed
-        self._ceiling = 0
+        self.running = False
+        self._detection = Detection(self)
+        self._waiters = Waiters(self.name)
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._saved: View | None = None
-        self._running = False
         self._ready = False
         self._expelled = False
         self._unsynced = False
-        self._messages = 0
 
     # Life
 
@@ -116,29 +109,25 @@ class ClsService:
         for as long as it takes, for a quorum of those who were online. Raises :class:`AlreadyExists` when the name is
         taken, :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
         """
-        self._swim.begin(self.now_s())
-        self._ceiling = await reserve_incarnations(self.env, self.endpoint.incarnation)
+        await self._detection.begin()
         self._saved = self._history.load(self.cache)
         if self._saved is not None:
             self._install(all_offline(self._saved), (), ())
-        self._running = True
-        self._background("leader", self._leader.run())
-        self._arm()
+        self.running = True
+        self.background("leader", self._leader.run())
+        self._detection.arm()
         await self._admission.enter(self._saved)
 
     async def stop(self) -> None:
         """End without a word: to the others this node is dead, and will be found so."""
-        self._running = self.is_member = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self.running = self.is_member = False
+        self._detection.stop()
         error = Unavailable(f"{self.name} has stopped")
         self._leader.stop(error)
         for task in tuple(self._busy.values()):
             task.cancel()
             await asyncio.wait([task])
-        for _, future in self._waiters:
-            if not future.done():
-                future.set_exception(error)
+        self._waiters.stop(error)
 
     async def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> None:
         """Go for good: leave the rings, give away what is held (:attr:`drains`), and be forgotten.
@@ -166,7 +155,11 @@ class ClsService:
     @property
     def incarnation(self) -> int:
         """This node's own: at least that of its endpoint, higher after refutations."""
-        return self._swim.incarnation
+        return self._detection.swim.incarnation
+
+    @property
+    def tunables(self) -> swim.Tunables:
+        return self._detection.tunables
 
     @property
     def is_master(self) -> bool:
@@ -178,11 +171,12 @@ class ClsService:
 
     def found_dead(self) -> dict[str, int]:
         """name -> incarnation of members that this node found dead and the master has not declared so."""
-        return self._swim.in_status(swim.DEAD)
+        return self._detection.swim.in_status(swim.DEAD)
 
     def answered_lately(self) -> list[str]:
         """Members that answered a probe of this node so lately that nobody can have declared it dead since."""
-        return self._swim.answered_since(self.now_s() - self.tunables.suspicion_s(len(self.view.online)))
+        lately_s = self.tunables.suspicion_s(len(self.view.online))
+        return self._detection.swim.answered_since(self.now_s() - lately_s)
 
     def address(self, name: str) -> Address | None:
         """comm's resolver: where a member is, the latest that is known; ``None`` for strangers and those who left."""
@@ -191,33 +185,15 @@ class ClsService:
 
     def suspected(self) -> list[str]:
         """Members that are suspected here, or found dead and not yet declared so by the master."""
-        return sorted(self._swim.in_status(swim.SUSPECT, swim.DEAD)) if self.is_member else []
+        return sorted(self._detection.swim.in_status(swim.SUSPECT, swim.DEAD)) if self.is_member else []
 
     def statistics(self) -> dict[str, Any]:
         """``messages`` sent by cls, the counts of both cores, the epoch and the rings built."""
-        found: dict[str, Any] = {"epoch": self.view.epoch, "messages": self._messages, "rings_built": self.cache.built}
-        found.update({f"swim_{key}": count for key, count in self._swim.counts.items()})
-        found.update({f"gossip_{key}": count for key, count in self._gossip.counts.items()})
-        return found
+        return {"epoch": self.view.epoch, "rings_built": self.cache.built, **self._detection.statistics()}
 
     async def wait_view(self, predicate: Callable[[View], bool], timeout_s: float) -> View:
         """The first view, from the present one on, for which ``predicate`` holds. Raises :class:`Timeout`."""
-        if predicate(self.view):
-            return self.view
-        future: asyncio.Future[View] = asyncio.get_running_loop().create_future()
-        entry = (predicate, future)
-        self._waiters.append(entry)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            states = ", ".join(f"{name} {member.state}" for name, member in self.view.members.items()) or "nobody"
-            raise Timeout(
-                f"{self.name} waited {timeout_s} s for a view; it is at epoch {self.view.epoch}: {states:.500}"
-            ) from None
-        finally:
-            if entry in self._waiters:
-                self._waiters.remove(entry)
+        return await self._waiters.wait(lambda: self.view, predicate, timeout_s)
 
     async def set_placement(self, policy: PolicySource | None) -> int:
         """Replace the placement of the global ring on all nodes (``None``: by the default); the epoch of the change.
@@ -286,7 +262,7 @@ class ClsService:
         """The master asks who is there; the answer is the version of the view here."""
         if not self.is_member:
             raise Unavailable(f"{self.name} is not a member yet")
-        self._heard(call.source, epoch, digest)
+        self._detection.heard(call.source, epoch, digest)
         return list(self.view.version)
 
     # Remote functions: gossip and probes, one way
@@ -300,119 +276,51 @@ class ClsService:
             ]
         except (ValueError, TypeError) as error:
             raise BadRequest(f"event: {error}") from None
-        if not self._running:
+        if not self.running:
             return
         async with self.lock:
-            received = self._gossip.receive(
-                call.source, parsed, self.view.version, len(self.view.members), self.now_s()
-            )
-            self._follow(received)
-        self._arm()
+            members = len(self.view.members)
+            self._follow(self._detection.gossip.receive(call.source, parsed, self.view.version, members, self.now_s()))
+        self._detection.arm()
 
     @remote
     async def ping(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
-        self._probed(call.source, swim.PING, seq, "", epoch, digest, rumours)
+        self._detection.probed(call.source, swim.PING, seq, epoch, digest, rumours)
 
     @remote
     async def ack(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
-        self._probed(call.source, swim.ACK, seq, "", epoch, digest, rumours)
+        self._detection.probed(call.source, swim.ACK, seq, epoch, digest, rumours)
 
     @remote
     async def ping_req(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any], target: str) -> None:
-        self._probed(call.source, swim.PING_REQ, seq, target, epoch, digest, rumours)
+        self._detection.probed(call.source, swim.PING_REQ, seq, epoch, digest, rumours, target)
 
     @remote
     async def report(self, call: Call, name: str, incarnation: int) -> None:
         """A member suspects another; told to the master directly, so that it need not wait for the rumour."""
-        if self._running:
-            self._detect(self._swim.hear(Rumour(name, swim.SUSPECT, incarnation), self.now_s()))
-            self._arm()
+        self._detection.told_of(name, incarnation)
 
-    def _probed(
-        self, source: str, kind: str, seq: int, target: str, epoch: int, digest: int, rumours: list[Any]
-    ) -> None:
-        if not self._running:
-            return
-        try:
-            message = Message(kind, seq, target, tuple(Rumour.from_wire(rumour) for rumour in rumours))
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-        self._detect(self._swim.receive(source, message, self.now_s()))
-        self._heard(source, epoch, digest)
-        self._arm()
+    # Background work
 
-    def _heard(self, source: str, epoch: int, digest: int) -> None:
-        self._gossip.heard(source, (epoch, digest), self.view.version, self.now_s())
-
-    # Effects of the detector and of gossip
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._expelled:
-            self._background("rejoin", self._rejoin())
-        now_s = self.now_s()
-        if self._swim.due_s <= now_s:
-            self._detect(self._swim.tick(now_s))
-        if self._gossip.due_s <= now_s:
-            live = [name for name, member in self.view.members.items() if member.live and name != self.name]
-            for effect in self._gossip.tick(live, now_s):
-                match effect:
-                    case gossip.Tell(to, items):
-                        self._cast(to, "event", [[item.event.to_wire(), list(item.path)] for item in items])
-                    case gossip.Pull(source):
-                        self.pull(source)
-        self._arm()
-
-    def _arm(self) -> None:
-        """One timer for both cores."""
-        if not self._running:
-            return
-        due_s = min(self._swim.due_s, self._gossip.due_s)
-        if self._timer is None or due_s < self._timer_due_s:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
-            self._timer_due_s = due_s
-
-    def _cast(self, to: str, function: str, *args: Any) -> None:
-        self._messages += 1
-        self.endpoint.cast(to, "cls", function, *args)
-
-    def _detect(self, effects: Sequence[swim.Effect]) -> None:
-        events = self.env.events
-        for effect in effects:
-            match effect:
-                case swim.Send(to, message):
-                    rumours = [rumour.to_wire() for rumour in message.rumours]
-                    target = (message.target,) if message.kind == swim.PING_REQ else ()
-                    self._cast(to, message.kind, message.seq, *self.view.version, rumours, *target)
-                case swim.Suspected(name, incarnation, first_hand):
-                    events.publish("suspect", member=name, incarnation=incarnation)
-                    master = self.acting_master()
-                    if first_hand and master not in (None, self.name, name):
-                        self._cast(str(master), "report", name, incarnation)
-                case swim.Cleared(name, incarnation):
-                    events.publish("refute", member=name, incarnation=incarnation)
-                case swim.Refuted(incarnation):
-                    events.publish("refute", member=self.name, incarnation=incarnation)
-                    self._extend_incarnations()
-                case swim.Died():
-                    self._leader.wake()
+    def look_again(self) -> None:
+        """Somebody was found dead: this may be the leader's turn."""
+        self._leader.wake()
 
     def vouch(self, name: str) -> None:
         """A member that was found dead has answered the roll call."""
-        self._detect(self._swim.vouch(name))
+        self._detection.perform(self._detection.swim.vouch(name))
 
-    def _extend_incarnations(self) -> None:
-        if self._ceiling - self._swim.incarnation < INCARNATIONS_LEFT_MIN:
-            self._background("incarnations", self._reserve())
+    def rise(self, above: int) -> None:
+        """Come back in an incarnation above this one."""
+        self._detection.rise(above)
 
-    async def _reserve(self) -> None:
-        self._ceiling = await reserve_incarnations(self.env, self._swim.incarnation)
+    def rejoin_if_expelled(self) -> None:
+        if self._expelled:
+            self.background("rejoin", self._admission.again())
 
-    def _background(self, what: str, work: Any) -> None:
+    def background(self, what: str, work: Any) -> None:
         """Run something that must not run twice at a time."""
-        if not self._running or what in self._busy:
+        if not self.running or what in self._busy:
             work.close()
             return
         task = self._busy[what] = self.env.tasks.start(work, name=f"cls-{what}")
@@ -433,7 +341,7 @@ class ClsService:
                     self.pull(source)
 
     def pull(self, source: str) -> None:
-        self._background("pull", self._pull_from(source))
+        self.background("pull", self._pull_from(source))
 
     async def _pull_from(self, source: str) -> None:
         try:
@@ -447,19 +355,19 @@ class ClsService:
     async def adopt(self, view: View, source: str) -> None:
         """Take over a whole view, if it is newer than ours; ``source``: who gave it."""
         async with self.lock:
-            if view.version <= self.view.version or view.cluster != self.view.cluster:
+            if view.version <= self.view.version or view.cluster != self.view.cluster or not self.running:
                 return
             changes = changes_between(self.view, view)
             self._history.append_view(view)
             self._install(view, changes, (source, self.name))
-            self._follow(self._gossip.adopted(view.version, len(view.members), self.now_s()))
+            self._follow(self._detection.gossip.adopted(view.version, len(view.members), self.now_s()))
             self._sync_soon()
-        self._arm()
+        self._detection.arm()
 
     def _sync_soon(self) -> None:
         """A follower's copy of the history need not be durable before it acts: what it loses it is told again."""
         self._unsynced = True
-        self._background("sync", self._sync())
+        self.background("sync", self._sync())
 
     async def _sync(self) -> None:
         while self._unsynced:
@@ -476,8 +384,8 @@ class ClsService:
         self._history.append_event(event, view)
         await self._history.sync()
         self._install(view, changes, (self.name,))
-        self._gossip.publish(event, len(view.members), self.now_s())
-        self._arm()
+        self._detection.gossip.publish(event, len(view.members), self.now_s())
+        self._detection.arm()
 
     async def commit_first(self, event: NodeEvent, base: View) -> None:
         """The event by which this node begins to lead: the birth of a cluster, or its return.
@@ -485,7 +393,7 @@ class ClsService:
         Raises :class:`Fenced` when somebody else led on meanwhile.
         """
         async with self.lock:
-            if self.view.version > base.version:
+            if self.view.version > base.version or not self.running:
                 raise Fenced(f"{self.name} is at epoch {self.view.epoch}; event {event.epoch} comes too late")
             if self._saved is None or base.version != self._saved.version:
                 self._history.append_view(base)
@@ -510,19 +418,19 @@ class ClsService:
         if not self._ready and self.is_member and self.name in view.online:
             self._ready = True
             self.env.events.publish("node_ready", epoch=view.epoch)
-        self._tell_waiters()
+        self._waiters.tell(view)
         self._leader.wake()
 
     def _track(self, member: Member) -> None:
-        """Keep the detector at what the view says."""
-        if member.name == self.name:
-            return
-        if member.live:
-            self._swim.add(member.name, member.incarnation)
-        else:
-            self._swim.remove(member.name, lost=member.state is NodeState.OFFLINE)
-            if member.state is NodeState.LEFT:
-                self.endpoint.forget(member.name)
+        self._detection.track(member)
+        if member.state is NodeState.LEFT and member.name != self.name:
+            # Not at once: the answer to its farewell may have to be sent again.
+            asyncio.get_running_loop().call_later(self.config.comm.timeout_s, self._forget, member.name)
+
+    def _forget(self, name: str) -> None:
+        member = self.view.members.get(name)
+        if self.running and (member is None or member.state is NodeState.LEFT):
+            self.endpoint.forget(name)
 
     def _judge_own(self, me: Member | None) -> None:
         """Are we a member, in this life? One that was expelled joins again."""
@@ -535,22 +443,8 @@ class ClsService:
             self.env.fatal(f"another node has taken the name {self.name}: it is at {me.address}")
         elif was_member and (me is None or me.state is not NodeState.LEFT):
             self.env.log.warning("%s was taken for dead; it joins again", self.name)
-            self._swim.rise(me.incarnation if me is not None else 0)
-            self._extend_incarnations()
+            self.rise(me.incarnation if me is not None else 0)
             self._expelled = True
-
-    async def _rejoin(self) -> None:
-        while not self.is_member:
-            try:
-                await self._admission.again()
-            except AlreadyExists as error:
-                known = error.details.get("incarnation")
-                if error.details.get("live") or not isinstance(known, int) or known < self.incarnation:
-                    self.env.fatal(f"cannot join again: {error.message}")
-                    return
-                # It died later than we knew.
-                self._swim.rise(known)
-                self._extend_incarnations()
 
     def _try_policy(self, view: View) -> None:
         name = view.policy.name if view.policy is not None else self.cache.default.__name__
@@ -561,11 +455,6 @@ class ClsService:
             self.env.events.publish("policy_failed", slot="placement", name=name, error=error.message)
         else:
             self.env.events.publish("policy_installed", slot="placement", name=name)
-
-    def _tell_waiters(self) -> None:
-        for predicate, future in tuple(self._waiters):
-            if not future.done() and predicate(self.view):
-                future.set_result(self.view)
 
     def _watcher_failed(self, error: BaseException) -> None:
         self.env.log.error("%s: a watcher of the view failed", self.name, exc_info=error)

@@ -59,6 +59,26 @@ class Promise:
         return cls(int(generation), str(primary), tuple(planned), int(quorum))
 
 
+PROMISES_MAX: Final = 64
+"""Plans that a replica remembers; beyond that the oldest are taken together, which can only make a recovery wait."""
+
+
+def remember(promises: tuple[Promise, ...], promise: Promise) -> tuple[Promise, ...]:
+    """The promises of a replica, oldest first, after another one.
+
+    Each may be the only trace of a generation that began elsewhere, so none is forgotten for a newer one; but of those
+    with the same plan the newest says as much as all of them.
+    """
+    plan = (sorted(promise.planned), promise.quorum)
+    kept = [made for made in promises if (sorted(made.planned), made.quorum) != plan]
+    if len(kept) >= PROMISES_MAX:
+        first, second = kept[:2]
+        planned = tuple(dict.fromkeys((*first.planned, *second.planned)))
+        quorum = min(first.quorum, second.quorum)
+        kept[:2] = [Promise(second.generation, second.primary, planned, quorum)]
+    return (*kept, promise)
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """Who holds the shard. ``index``, ``generation``: of the entry that says so.

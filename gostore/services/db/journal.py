@@ -16,7 +16,7 @@ index. The records of a group, in the order in which they are replayed:
 
 A snapshot is a *compaction* of what the replica has applied, or was *installed* from another replica (then it resets
 the log, as nothing of it is known to fit). When ``END`` is on the medium, all positions below ``BEGIN`` are dropped;
-what of them is still needed (entries after the snapshot's index, the promise) is written again right behind ``BEGIN``.
+what of them is still needed (entries after the snapshot's index, the promises) is written again right behind ``BEGIN``.
 A snapshot without ``END`` was interrupted, and is skipped by the replay: nothing was dropped for it.
 
 In memory are the entries that are not applied, and a window of applied ones for replicas that lag a little.
@@ -39,6 +39,7 @@ from gostore.services.db.entries import (
     Point,
     Promise,
     Run,
+    remember,
     unpack_members,
 )
 from gostore.storage.wal import Wal
@@ -72,7 +73,7 @@ class Journal:
         self._entries: deque[LogEntry] = deque()
         self._window_size = 0
         self._configurations: list[Configuration] = []
-        self.promise: Promise | None = None
+        self.promises: tuple[Promise, ...] = ()
         self.size_since_snapshot = 0
         self.entries_since_snapshot = 0
         self._snapshot_position = 0
@@ -94,6 +95,11 @@ class Journal:
         """The one in force at an applied index."""
         found = [configuration for configuration in self._configurations if configuration.index <= index]
         return found[-1] if found else None
+
+    @property
+    def promise(self) -> Promise | None:
+        """The newest one."""
+        return self.promises[-1] if self.promises else None
 
     @property
     def empty(self) -> bool:
@@ -150,7 +156,7 @@ class Journal:
     def make_promise(self, promise: Promise) -> None:
         if self.promise != promise:
             self._write(PROMISE, _pack(promise.to_wire()))
-            self.promise = promise
+            self.promises = remember(self.promises, promise)
 
     def trim(self, applied: int) -> None:
         """Forget applied entries beyond the window; they stay in the node's log until the next snapshot."""
@@ -183,8 +189,8 @@ class Journal:
         self._snapshot_position = self._wal.last_index(self._group) + 1
         found = None if configuration is None else configuration.to_wire()
         self._write(BEGIN, _pack([at.index, at.term, found, reset]))
-        if self.promise is not None:
-            self._write(PROMISE, _pack(self.promise.to_wire()))
+        for promise in self.promises:
+            self._write(PROMISE, _pack(promise.to_wire()))
 
     def add_piece(self, piece: bytes) -> None:
         self._write(PIECE, piece)
@@ -207,7 +213,7 @@ class Journal:
         self._configurations = [] if configuration is None else [configuration]
 
     async def clear(self) -> None:
-        """Forget everything but the promise: this node holds the shard no longer."""
+        """Forget everything but the promises: this node holds the shard no longer."""
         self._begin(Point(0, 0), None, reset=True)
         self._installing = (Point(0, 0), None)
         await self.end_snapshot(reset=True)
@@ -243,7 +249,7 @@ class _Replay:
         elif kind == TRUNCATE:
             journal._drop_from(_INDEX.unpack(payload)[0])
         elif kind == PROMISE:
-            journal.promise = Promise.from_wire(msgpack.unpackb(payload))
+            journal.promises = remember(journal.promises, Promise.from_wire(msgpack.unpackb(payload)))
         elif kind == BEGIN:
             self._begin(payload)
         elif kind == PIECE and self._begun is not None:

@@ -198,7 +198,8 @@ class PrimaryBackup:
             for name in sorted(reports):
                 report = reports[name]
                 candidates.update(dict.fromkeys(report.configuration.members if report.configuration else ()))
-                candidates.update(dict.fromkeys(report.promise.planned if report.promise else ()))
+                for made in report.promises:
+                    candidates.update(dict.fromkeys(made.planned))
             if not any(report.configuration for report in reports.values()):
                 candidates.update(dict.fromkeys(everybody))
             todo = [name for name in candidates if name not in asked and self._reachable(view, name)]
@@ -272,7 +273,7 @@ class PrimaryBackup:
         self._depose(promise)
         report = await replica.promise(promise)
         configuration = None if report.configuration is None else report.configuration.to_wire()
-        before = None if report.promise is None else report.promise.to_wire()
+        before = [made.to_wire() for made in report.promises]
         runs = [list(run) for run in replica.journal.runs()]
         return Reply([list(report.last), configuration, before, runs, replica.committed])
 

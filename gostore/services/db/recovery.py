@@ -9,11 +9,13 @@ existed among nodes that do not answer. It leaves two traces:
 * A configuration starts only when ``quorum`` of the replicas planned for it hold the whole log, and its plan was
   promised by everybody it asked. So if a promise is newer than the newest configuration, and fewer than ``quorum`` of
   its planned replicas can be silent, that generation has never acknowledged anything.
-* The members of the newest configuration that are known would have been asked by a later generation. So
-  ``len(members) - quorum + 1`` of them must answer: at least one of any quorum.
+* A majority of the members of the newest configuration that is known must answer. A later generation had to ask a
+  majority of them too, so one who answers knows of its promise. (Where the cluster has but two members, one of them is
+  enough: alone it cannot acknowledge anything, and there is no third with whom it could.)
 
-If a trace cannot be excluded, the shard waits and says for whom. After one loss at a time that never happens; when a
-majority of the replicas is lost at once, it is the difference between waiting and losing acknowledged writes.
+If a trace cannot be excluded, the shard waits and says for whom. After one loss at a time, with time in between to copy
+to another node, that never happens; when a majority of the replicas is lost at once, it is the difference between
+waiting and losing acknowledged writes. Members that left the cluster for good are not waited for.
 
 The rules bind generations as far as the cluster's views do: two views that do not know of one another may still have
 two primaries. That is the lesson of this policy; Raft does without the trust in views.
@@ -29,11 +31,11 @@ from gostore.services.db.entries import Configuration, Point, Promise
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one node holds of a shard. ``promise``: the newest one before the question."""
+    """What one node holds of a shard. ``promises``: those made before the question, oldest first."""
 
     last: Point
     configuration: Configuration | None
-    promise: Promise | None
+    promises: tuple[Promise, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ def start_quorum(planned: int, copies_min: int) -> int:
     return max(min(copies_min, planned), planned // 2 + 1)
 
 
-def answers_needed(replicas: int, quorum: int) -> int:
-    """So many of the replicas must answer for at least one of every quorum to be among them."""
-    return replicas - quorum + 1
+def answers_needed(members: int, everybody: int) -> int:
+    """So many members of a configuration must answer, in a cluster of ``everybody``."""
+    return 1 if everybody <= 2 else members // 2 + 1
 
 
 def judge(me: str, reports: Mapping[str, Report], everybody: Iterable[str], generation: int) -> Verdict:
@@ -62,6 +64,7 @@ def judge(me: str, reports: Mapping[str, Report], everybody: Iterable[str], gene
     ``everybody``: the members of the cluster that may hold something; all of them must answer before a shard of which
     nobody knows is taken for a new one.
     """
+    living = tuple(everybody)
     newest: Configuration | None = None
     for name in sorted(reports):
         found = reports[name].configuration
@@ -69,16 +72,17 @@ def judge(me: str, reports: Mapping[str, Report], everybody: Iterable[str], gene
             newest is None or (found.generation, found.index) > (newest.generation, newest.index)
         ):
             newest = found
-    doubtful = _doubtful_promise(reports, newest.generation if newest is not None else 0, generation)
+    doubtful = _doubtful_promise(reports, living, newest.generation if newest is not None else 0, generation)
     if doubtful is not None:
         return doubtful
     if newest is None:
-        silent = tuple(name for name in everybody if name not in reports)
+        silent = tuple(name for name in living if name not in reports)
         if silent:
             return Verdict(waits=silent, why="nobody who answered holds it, and these may")
         return Verdict(virgin=True)
-    heard = [name for name in newest.members if name in reports]
-    needed = answers_needed(len(newest.members), start_quorum(len(newest.members), newest.copies_min))
+    members = [name for name in newest.members if name in living]
+    heard = [name for name in members if name in reports]
+    needed = answers_needed(len(members), len(living))
     if len(heard) < needed:
         silent = tuple(name for name in newest.members if name not in reports)
         return Verdict(waits=silent, why=f"{needed} of its replicas {', '.join(newest.members)} must answer")
@@ -86,15 +90,15 @@ def judge(me: str, reports: Mapping[str, Report], everybody: Iterable[str], gene
     return Verdict(source=best)
 
 
-def _doubtful_promise(reports: Mapping[str, Report], newest: int, generation: int) -> Verdict | None:
+def _doubtful_promise(
+    reports: Mapping[str, Report], living: tuple[str, ...], newest: int, generation: int
+) -> Verdict | None:
     """A generation after ``newest`` that may have acknowledged writes among nodes that do not answer."""
-    for name in sorted(reports):
-        promise = reports[name].promise
-        if promise is None or not newest < promise.generation < generation:
+    for promise in (promise for name in sorted(reports) for promise in reports[name].promises):
+        if not newest < promise.generation < generation:
             continue
-        heard = [planned for planned in promise.planned if planned in reports]
-        if len(heard) < answers_needed(len(promise.planned), promise.quorum):
-            silent = tuple(planned for planned in promise.planned if planned not in reports)
+        silent = tuple(planned for planned in promise.planned if planned in living and planned not in reports)
+        if len(silent) >= promise.quorum:
             return Verdict(
                 waits=silent,
                 why=f"generation {promise.generation} may have begun with {', '.join(promise.planned)} without others",

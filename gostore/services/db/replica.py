@@ -90,7 +90,7 @@ class Replica:
     async def promise(self, promise: Promise) -> Report:
         """Follow this generation and none below; returns what is held. All of it is on the medium then."""
         self.check(promise.generation, promise.primary)
-        before = self.journal.promise
+        before = tuple(made for made in self.journal.promises if made != promise)
         self.journal.make_promise(promise)
         await self.group.wal.sync()
         self.check(promise.generation, promise.primary)
@@ -266,7 +266,7 @@ class Replica:
         return size
 
     async def clear(self) -> None:
-        """Forget everything but the promise."""
+        """Forget everything but the promises."""
         async with self._snapshots:
             self.group.machine.restore([])
             self.applied = self.committed = 0

@@ -28,12 +28,12 @@ PAUSE_S: Final = (0.02, 1.0)
 def report_from_wire(wire: Any) -> tuple[Report, list[Run], int]:
     """(what a replica holds, the runs of its log, what it has committed)."""
     match wire:
-        case [[int(index), int(term)], configuration, promise, [*runs], int(committed)]:
+        case [[int(index), int(term)], configuration, [*promises], [*runs], int(committed)]:
             return (
                 Report(
                     Point(index, term),
                     None if configuration is None else Configuration.from_wire(configuration),
-                    None if promise is None else Promise.from_wire(promise),
+                    tuple(map(Promise.from_wire, promises)),
                 ),
                 [Run(*map(int, run)) for run in runs],
                 committed,

@@ -14,6 +14,10 @@ check and the beginning of the removal are one step; from then on the chunk coun
 end of the removal and stores it anew. A copy that is being copied to another node (*lent*) is not removed either, and
 touched in the end: otherwise a collection could remove it, and miss the copy that was on its way.
 
+Views fence it as well, because reads of db may be stale where views differ (a primary that does not know that it was
+deposed). A sweep is for one view, and refused by a node that has another; and a node that served somebody with a newer
+view than its own (*behind*) removes nothing until it has caught up.
+
 No clock is involved, and nothing need survive a restart: marks of an earlier incarnation are refused, and a mark taken
 after the restart is newer than every promise made before it.
 """
@@ -59,9 +63,12 @@ def checked_key(key: Any) -> str:
 class Holder:
     """The chunks that this node holds. ``on_stored`` and ``on_corrupt`` are told a chunk's name (:mod:`.repair`)."""
 
-    def __init__(self, env: Env, blobs: Blobs) -> None:
+    def __init__(self, env: Env, blobs: Blobs, epoch: Callable[[], int]) -> None:
+        """``epoch``: that of this node's view."""
         self._env = env
         self._blobs = blobs
+        self._epoch = epoch
+        self._heard = 0
         self._counter = 0
         # Chunk -> the counter at its last touch; only of chunks held, so the blob store bounds it.
         self._touched: dict[str, int] = {}
@@ -74,6 +81,15 @@ class Holder:
     def mark(self) -> int:
         """Promises made up to now do not prevent a removal that is asked for with this mark; later ones do."""
         return self._counter
+
+    def heard(self, epoch: int) -> None:
+        """Somebody with the view of this epoch relies on this node."""
+        self._heard = max(self._heard, epoch)
+
+    @property
+    def behind(self) -> bool:
+        """Others have a newer view."""
+        return self._heard > self._epoch()
 
     def _touch(self, key: str) -> None:
         self._counter += 1
@@ -139,8 +155,8 @@ class Holder:
             raise
 
     async def remove(self, key: str, mark: int) -> bool:
-        """Remove a chunk unless it is lent or was touched after ``mark`` (then False, as when it is not here)."""
-        if not self.has(key) or key in self._lent or self._touched.get(key, 0) > mark:
+        """Remove a chunk; False when it is not here, is lent, was touched after ``mark``, or the node is behind."""
+        if not self.has(key) or key in self._lent or self._touched.get(key, 0) > mark or self.behind:
             return False
         with self._gone(key):
             await self._blobs.remove(key)
@@ -194,6 +210,7 @@ class ChunkService:
     @remote
     async def put(self, call: Call, key: str, repair: bool = False) -> bool:
         """Hold the chunk ``key``, whose bytes are the call's data; synced when answered. False: it was here."""
+        self._holder.heard(call.epoch)
         new = await self._holder.put(checked_key(key), bytes(call.data))
         if new and repair:
             self._env.events.publish("chunk_copied", chunk=key, source=call.source, bytes=len(call.data))
@@ -213,6 +230,7 @@ class ChunkService:
     @remote
     async def pin(self, call: Call, keys: list[str]) -> list[Any]:
         """``[epoch, digest, [held, ...]]``: what is here is not removed on grounds older than this call."""
+        self._holder.heard(call.epoch)
         held = [self._holder.pin(key) for key in _bounded(keys)]
         return [*self._cls.view.version, held]
 
@@ -225,17 +243,21 @@ class ChunkService:
 
     @remote
     async def mark(self, call: Call) -> Any:
-        """``[incarnation, mark]``, to be given back to :meth:`sweep`."""
-        return [self._incarnation, self._holder.mark()]
+        """``[epoch, digest, incarnation, mark]``, to be given back to :meth:`sweep`."""
+        return [*self._cls.view.version, self._incarnation, self._holder.mark()]
 
     @remote
-    async def sweep(self, call: Call, incarnation: int, mark: int, keys: list[str]) -> Any:
+    async def sweep(self, call: Call, epoch: int, digest: int, incarnation: int, mark: int, keys: list[str]) -> Any:
         """Remove chunks that nothing references, as somebody found out after he took the mark.
 
-        Returns ``[removed, bytes]``; those touched since are kept. Raises ``Fenced`` for another life's mark.
+        Returns ``[removed, bytes]``; those touched since are kept. Raises ``Fenced`` for the mark of another life or
+        another view.
         """
-        if incarnation != self._incarnation:
-            raise Fenced(f"the mark is of incarnation {incarnation}; this is {self._incarnation}")
+        if incarnation != self._incarnation or (epoch, digest) != self._cls.view.version:
+            raise Fenced(
+                f"the mark is of incarnation {incarnation} and epoch {epoch}; "
+                f"these are {self._incarnation} and {self._cls.view.epoch}"
+            )
         removed = size_bytes = 0
         for key in _bounded(keys):
             size = self._holder.size(key) if self._holder.has(key) else 0

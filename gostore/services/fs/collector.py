@@ -14,9 +14,10 @@ Chunks are referenced by *headers* and by *intents* (writers announce chunks bef
 :mod:`.intents`). A collection, on whichever node, in this order:
 
 1. gives up the intents of dead writers (their headers can no longer be committed);
-2. takes a *mark* on each online node, and then, from each, the list of the chunks it holds;
+2. takes a *mark* on each online node that has the same view, and then, from each, the list of the chunks it holds;
 3. reads all intents, then all headers (linearizable reads): what they name is referenced;
-4. tells each node to remove, of the chunks listed, those not referenced and not touched since the mark.
+4. if the view is the same still, tells each node to remove, of the chunks listed, those not referenced and not touched
+   since the mark; a node that has another view by then refuses.
 
 A chunk that some header names at the end was not removed: its writer's intent was committed before he touched any copy.
 If that was before (3) read the intents, the chunk was seen there, or the intent had been consumed, so its header was
@@ -40,7 +41,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from gostore.core.errors import Conflict, Corrupt, GoStoreError, TooLarge
+from gostore.core.errors import Conflict, Corrupt, Fenced, GoStoreError, TooLarge
 from gostore.core.keyvalue import Entry, KeyValue, PointRead, Write
 from gostore.env import Env
 from gostore.services.fs.chunks import KEYS_MAX
@@ -149,11 +150,13 @@ class Collector:
         done = Collected()
         await self._tree.ready()
         done.intents = await self._reap_intents()
-        nodes = self._cls.view.online
-        marks = await self._ask_all(nodes, self._mark, done)
+        view = self._cls.view
+        marks = await self._ask_all(view.online, self._mark, done)
         held = await self._ask_all(tuple(marks), self._names, done)
         if any(held.values()):
             referenced = await self._referenced()
+            if self._cls.view.version != view.version:
+                raise Fenced("the view changed during the collection; nothing was removed")
             for node, keys in held.items():
                 await self._sweep(node, marks[node], [key for key in keys if key not in referenced], done)
         self.collections += 1
@@ -174,7 +177,10 @@ class Collector:
         return {node: answer for node, answer in zip(nodes, answers, strict=True) if answer is not None}
 
     async def _mark(self, node: str) -> list[int]:
+        view = self._cls.view
         mark: list[int] = (await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)).value
+        if tuple(mark[:2]) != view.version:
+            raise Fenced(f"{node} has the view of epoch {mark[0]}, not {view.epoch}")
         return mark
 
     async def _sweep(self, node: str, mark: Sequence[int], loose: list[str], done: Collected) -> None:

@@ -69,7 +69,7 @@ class FsService:
         # Request ids must differ between the lives of a node.
         self._transactions = Transactions(env, kv, f"{env.name}.{endpoint.incarnation}.fs")
         self.tree = Tree(kv, self._transactions, path_size_bytes_max=config.fs.path_size_bytes_max)
-        self.holder = Holder(env, blobs)
+        self.holder = Holder(env, blobs, lambda: cls.view.epoch)
         self.replicas = Replicas(env, endpoint, cls, self.holder)
         self.intents = Intents(env.name, kv, self._transactions)
         self.collector = Collector(env, endpoint, cls, kv, self.tree, self._transactions)

@@ -451,7 +451,7 @@ def test_a_roll_call_protects_who_answers(run: Run) -> None:
         await nodes.launch(3)
         first = nodes.running["n1"]
         version = first.view.version
-        first.cls._swim._peers["n3"].status = "dead"
+        first.cls._detection.swim._peers["n3"].status = "dead"
         first.cls._leader.wake()
         with pytest.raises(GoStoreError):
             await first.cls.wait_view(lambda view: view.version != version, 0.5)

@@ -591,23 +591,90 @@ def test_a_shard_of_which_too_little_is_there_waits_and_says_for_whom() -> None:
 
 
 def test_writes_need_copies() -> None:
+    """Of two nodes one is lost: the other one can be read, and takes no write that could be lost with it."""
+
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await db.commit([], [put("k", 1)])
+        await cluster.settled()
+        cluster.crash("n1")
+        await until(lambda: len(cluster.services["n0"].status()["leads"]) == 4)
+        with pytest.raises(Unavailable, match="1 of the 2 copies") as caught:
+            await db.commit([], [put("k", 2)], timeout_s=1.0)
+        assert caught.value.definite
+        assert (await db.get("t", "k")).value == 1
+        await cluster.restart("n1")
+        await db.commit([], [put("k", 3)])
+        await cluster.settled()
+        await cluster.converged()
+
+    play(scenario, nodes=2)
+
+
+def test_two_losses_one_after_the_other_cost_no_write() -> None:
+    """Of three; then whoever was lost last must be back, as the first one knows nothing of what came after."""
+
     async def scenario(cluster: Cluster) -> None:
         await begin(cluster)
         await cluster.settled()
-        survivor = cluster.names[0]
-        for name in cluster.names[1:]:
-            cluster.crash(name)
-            if name != cluster.names[-1]:
-                await cluster.settled()
-        await until(lambda: len(cluster.services[survivor].status()["leads"]) == 4)
-        with pytest.raises(Unavailable, match="1 of the 2 copies") as caught:
-            await cluster.db(survivor).commit([], [put("k", 1)], timeout_s=1.0)
-        assert caught.value.definite
-        assert (await cluster.db(survivor).get("t", "k")).version == 0
+        cluster.crash("n1")
+        await cluster.db("n0").commit([], [put("k", 1)])
+        await cluster.settled()
+        cluster.crash("n2")
         await cluster.restart("n1")
-        await cluster.db(survivor).commit([], [put("k", 1)])
+        with pytest.raises(Unavailable, match="waits for"):
+            await cluster.db("n1").get("t", "k", timeout_s=2.0)
+        cluster.crash("n0")
+        await cluster.restart("n2")
+        with pytest.raises(Unavailable, match="waits for"):
+            await cluster.db("n1").get("t", "k", timeout_s=2.0)
+        await cluster.restart("n0")
+        assert (await cluster.db("n1").get("t", "k")).value == 1
+        await cluster.settled()
+        await cluster.converged()
 
     play(scenario)
+
+
+def test_an_acknowledged_write_is_on_the_backups_disks() -> None:
+    """The primary never comes back, and the power of the backups fails right behind the acknowledgement."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        await cluster.settled()
+        key, (first, second, third) = cluster.key_of(0), cluster.owners(0)
+        client = cluster.db(third)
+        for value in range(5):
+            await client.commit([], [put(key, value)])
+        for name in (first, second, third):
+            cluster.crash(name, power=True, told=name == first)
+        for name in (second, third):
+            await cluster.restart(name)
+        assert (await client.get("t", key)).value == 4
+
+    play(scenario)
+
+
+def test_a_shard_is_not_born_twice() -> None:
+    """Nodes that never held anything come first after the whole cluster was down."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.all_up(["n0", "n1", "n2"])
+        db = cluster.db("n0")
+        await db.create_container("t")
+        await db.commit([], [put("k", 1)])
+        await cluster.settled()
+        await until(lambda: len(cluster.services) == 5)
+        for name in ("n0", "n1", "n2"):
+            cluster.crash(name)
+        cluster.set_states(n3=NodeState.ONLINE, n4=NodeState.ONLINE)
+        with pytest.raises(Unavailable, match="nobody who answered holds it"):
+            await cluster.db("n3").get(".containers", "t", timeout_s=2.0)
+        for name in ("n0", "n1"):
+            await cluster.restart(name)
+        assert (await cluster.db("n3").get("t", "k")).value == 1
+
+    play(scenario, nodes=5)
 
 
 def test_a_deposed_primary_cannot_write() -> None:

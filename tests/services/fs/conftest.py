@@ -306,8 +306,9 @@ class FakeEndpoint:
             await asyncio.sleep(5.0 if timeout_s is None else timeout_s)
             raise Timeout(f"no answer from {to}")
         found = node.endpoint.services[service][function]
+        epoch = self.cluster.nodes[self.name].view.epoch if self.name in self.cluster.nodes else 0
         found.check(list(args))
-        call = Call(self.name, Address("h", 1, 1), bytes(data), 1e9, node.endpoint, 1)  # type: ignore[arg-type]
+        call = Call(self.name, Address("h", 1, 1), bytes(data), 1e9, node.endpoint, epoch)  # type: ignore[arg-type]
         task = node.env.tasks.start(self._answer(found, call, args), name=function)
         await asyncio.wait([task])
         if task.cancelled():

@@ -41,7 +41,7 @@ class SlowBlobs:
 
 def holder(kit: SimpleNamespace) -> tuple[Holder, Any]:
     blobs: Any = SlowBlobs()
-    return Holder(kit.make_env("n1"), blobs), blobs
+    return Holder(kit.make_env("n1"), blobs, lambda: 5), blobs
 
 
 def test_what_was_promised_after_the_mark_is_kept(kit: SimpleNamespace) -> None:
@@ -59,6 +59,33 @@ def test_what_was_promised_after_the_mark_is_kept(kit: SimpleNamespace) -> None:
         assert await held.remove(KEY, held.mark())
         assert not held.has(KEY)
         assert not await held.remove(KEY, held.mark())
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_behind_removes_nothing_until_it_has_caught_up(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        epoch = 5
+        held = Holder(kit.make_env("n1"), SlowBlobs(), lambda: epoch)  # type: ignore[arg-type]
+        await held.put(KEY, DATA)
+        held.heard(6)
+        held.heard(4)
+        assert not await held.remove(KEY, held.mark())
+        epoch = 6
+        assert await held.remove(KEY, held.mark())
+
+    asyncio.run(main())
+
+
+def test_a_chunk_that_is_lent_is_not_removed(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        held, _ = holder(kit)
+        await held.put(KEY, DATA)
+        mark = held.mark()
+        with held.lent(KEY):
+            assert not await held.remove(KEY, held.mark())
+        assert not await held.remove(KEY, mark)
+        assert await held.remove(KEY, held.mark())
 
     asyncio.run(main())
 
@@ -113,9 +140,10 @@ def test_functions_between_holders_check_what_they_are_given(kit: SimpleNamespac
                 await call("n2", "chunks", "put", KEY, data=b"x")
             with pytest.raises(BadRequest, match="4097 chunks"):
                 await call("n2", "chunks", "has", [KEY] * 4097)
-            incarnation, mark = (await call("n2", "chunks", "mark")).value
-            with pytest.raises(Fenced):
-                await call("n2", "chunks", "sweep", incarnation + 1, mark, [KEY])
+            epoch, digest, incarnation, mark = (await call("n2", "chunks", "mark")).value
+            for wrong in [(epoch + 1, digest, incarnation), (epoch, digest + 1, incarnation), (epoch, digest, 9)]:
+                with pytest.raises(Fenced):
+                    await call("n2", "chunks", "sweep", *wrong, mark, [KEY])
             await call("n2", "chunks", "put", KEY, data=DATA)
             assert (await call("n2", "chunks", "names")).value == [KEY]
             assert (await call("n2", "chunks", "names", KEY + "0")).value == []

@@ -434,6 +434,30 @@ def test_a_file_that_wants_the_chunks_just_found_unreferenced_keeps_them(kit: Si
     kit.run(main)
 
 
+def test_a_collection_with_an_old_view_removes_nothing(kit: SimpleNamespace) -> None:
+    """What it read of db may be old as well: here it misses a file that was written with the new view."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for node in cluster.nodes.values():
+                node.fs.collector.want = lambda: None
+            data = blob(9000)
+            cluster.online("n1", "n2", "n3", "n4", "n5", told=["n4"])
+            scan = cluster.kv.scan
+            written = await cluster.ask("n4", "write", "/f", data=data)
+
+            async def old(container: str, *args: Any, **options: Any) -> Any:
+                page = await scan(container, *args, **options)
+                return type(page)(tuple(e for e in page.entries if not e.key.endswith("/f")), page.next_start)
+
+            cluster.kv.scan = old
+            done = await cluster.ask("n1", "collect")
+            assert done["chunks"] == 0
+            assert sum(len(cluster.copies(key)) for key, _ in written["chunks"]) == 9
+
+    kit.run(main)
+
+
 def test_a_header_that_cannot_be_read_stops_every_collection(kit: SimpleNamespace) -> None:
     async def main() -> None:
         async with kit.Cluster() as cluster:

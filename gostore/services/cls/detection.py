@@ -1,0 +1,145 @@
+"""The driver of the failure detector and of gossip: one timer, casts out, effects performed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gostore.cluster import Member, NodeState
+from gostore.core.errors import BadRequest
+from gostore.services.cls import gossip, swim
+from gostore.services.cls.gossip import Gossip
+from gostore.services.cls.history import INCARNATIONS_LEFT_MIN, reserve_incarnations
+from gostore.services.cls.masters import NodeEvent
+from gostore.services.cls.swim import Message, Rumour, Swim
+
+if TYPE_CHECKING:
+    from gostore.services.cls.service import ClsService
+
+
+class Detection:
+    """The part of one node's membership that talks all the time, a little."""
+
+    def __init__(self, cls: ClsService) -> None:
+        env, profile = cls.env, cls.config.cls.profile
+        self.tunables = swim.PROFILES[profile]
+        self.swim = Swim(cls.name, cls.endpoint.incarnation, self.tunables, env.rng, 0.0)
+        self.gossip: Gossip[NodeEvent] = Gossip(cls.name, gossip.PROFILES[profile], env.rng)
+        self._cls = cls
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0  # uvloop gives a handle without `when()` for a time that has passed
+        self._ceiling = 0
+        self._messages = 0
+
+    async def begin(self) -> None:
+        """Raises as :func:`reserve_incarnations`."""
+        self.swim.begin(self._cls.now_s())
+        self._ceiling = await reserve_incarnations(self._cls.env, self.swim.incarnation)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def statistics(self) -> dict[str, int]:
+        found = {"messages": self._messages}
+        found.update({f"swim_{key}": count for key, count in self.swim.counts.items()})
+        found.update({f"gossip_{key}": count for key, count in self.gossip.counts.items()})
+        return found
+
+    def arm(self) -> None:
+        """One timer for both cores; to be called after each of them was given something."""
+        if not self._cls.running:
+            return
+        due_s = min(self.swim.due_s, self.gossip.due_s)
+        if self._timer is None or due_s < self._timer_due_s:
+            self.stop()
+            self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
+            self._timer_due_s = due_s
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        cls, now_s = self._cls, self._cls.now_s()
+        cls.rejoin_if_expelled()
+        if self.swim.due_s <= now_s:
+            self.perform(self.swim.tick(now_s))
+        if self.gossip.due_s <= now_s:
+            live = [name for name, member in cls.view.members.items() if member.live and name != cls.name]
+            for effect in self.gossip.tick(live, now_s):
+                match effect:
+                    case gossip.Tell(to, items):
+                        self._cast(to, "event", [[item.event.to_wire(), list(item.path)] for item in items])
+                    case gossip.Pull(source):
+                        cls.pull(source)
+        self.arm()
+
+    def probed(
+        self, source: str, kind: str, seq: int, epoch: int, digest: int, rumours: list[Any], target: str = ""
+    ) -> None:
+        """A probe, or an answer to one, came in. Raises :class:`BadRequest`."""
+        if not self._cls.running:
+            return
+        try:
+            message = Message(kind, seq, target, tuple(Rumour.from_wire(rumour) for rumour in rumours))
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        self.perform(self.swim.receive(source, message, self._cls.now_s()))
+        self.heard(source, epoch, digest)
+
+    def heard(self, source: str, epoch: int, digest: int) -> None:
+        """A peer told the version of its view."""
+        self.gossip.heard(source, (epoch, digest), self._cls.view.version, self._cls.now_s())
+        self.arm()
+
+    def told_of(self, name: str, incarnation: int) -> None:
+        """A peer told us, as the master, that it suspects a member."""
+        if self._cls.running:
+            self.perform(self.swim.hear(Rumour(name, swim.SUSPECT, incarnation), self._cls.now_s()))
+            self.arm()
+
+    def track(self, member: Member) -> None:
+        """Keep the detector at what the view says."""
+        if member.name == self._cls.name:
+            return
+        if member.live:
+            self.swim.add(member.name, member.incarnation)
+        else:
+            self.swim.remove(member.name, lost=member.state is NodeState.OFFLINE)
+
+    def rise(self, above: int) -> None:
+        """This node comes back in an incarnation above this one."""
+        self.swim.rise(above)
+        self._extend_incarnations()
+
+    def perform(self, effects: Sequence[swim.Effect]) -> None:
+        """What the detector wants done."""
+        cls, events = self._cls, self._cls.env.events
+        for effect in effects:
+            match effect:
+                case swim.Send(to, message):
+                    rumours = [rumour.to_wire() for rumour in message.rumours]
+                    target = (message.target,) if message.kind == swim.PING_REQ else ()
+                    self._cast(to, message.kind, message.seq, *cls.view.version, rumours, *target)
+                case swim.Suspected(name, incarnation, first_hand):
+                    events.publish("suspect", member=name, incarnation=incarnation)
+                    master = cls.acting_master()
+                    if first_hand and master is not None and master not in (cls.name, name):
+                        self._cast(master, "report", name, incarnation)
+                case swim.Cleared(name, incarnation):
+                    events.publish("refute", member=name, incarnation=incarnation)
+                case swim.Refuted(incarnation):
+                    events.publish("refute", member=cls.name, incarnation=incarnation)
+                    self._extend_incarnations()
+                case swim.Died():
+                    cls.look_again()
+
+    def _cast(self, to: str, function: str, *args: Any) -> None:
+        self._messages += 1
+        self._cls.endpoint.cast(to, "cls", function, *args)
+
+    def _extend_incarnations(self) -> None:
+        if self._ceiling - self.swim.incarnation < INCARNATIONS_LEFT_MIN:
+            self._cls.background("incarnations", self._reserve())
+
+    async def _reserve(self) -> None:
+        self._ceiling = await reserve_incarnations(self._cls.env, self.swim.incarnation)
