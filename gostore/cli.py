@@ -7,6 +7,7 @@ import functools
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,38 @@ def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
         click.echo(f"{case['name']:<34} {case['ours']} {case['unit']}{peer}")
     if as_json:
         click.echo(json.dumps({"bench": what, "cases": cases}))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--format", "form", default="auto", show_default=True, help="The first line says which.",
+    type=click.Choice(["auto", "gostore", "jepsen", "key-value"]),
+)  # fmt: skip
+@click.option("--steps", default=2_000_000, show_default=True, type=click.IntRange(min=1), help="Bound for each key.")
+@click.option("--strict", is_flag=True, help="Transactions must also respect the order of real time.")
+@json_option
+@command
+def check(file: Path, form: str, steps: int, strict: bool, as_json: bool) -> None:
+    """Judge a recorded history. Exit status 0: it is fine; 1: it is not, or nobody knows within the bound."""
+    from gostore.check import TRANSACTIONS, Linearizability, Serializability, check_linearizable, check_serializable
+    from gostore.check import read_history
+
+    begin = time.perf_counter()
+    with file.open("rb") as lines:
+        history = read_history(lines, str(file), form)
+    result: Linearizability | Serializability
+    if history.model == TRANSACTIONS:
+        result = check_serializable(history, strict=strict)
+    else:
+        result = check_linearizable(history, steps_max=steps)
+    wall_s = round(time.perf_counter() - begin, 6)
+    click.echo(result.text())
+    figures: dict[str, Any] = {"verdict": result.verdict.value, "ops": len(history), "wall_s": wall_s}
+    if as_json:
+        click.echo(json.dumps(figures | {"file": str(file), "model": history.model} | result.figures()))
+    if not result.fine:
+        sys.exit(1)
 
 
 @main.group()

@@ -104,15 +104,11 @@ class History:
         """It happened, with this result. Raises :class:`BadRequest` when it has returned before (so do the others)."""
         self._finish(operation, Outcome.OK, result, "", time_s)
 
-    def fail(
-        self, operation: Operation, error: str = "", *, result: Any = None, time_s: float | None = None
-    ) -> None:
+    def fail(self, operation: Operation, error: str = "", *, result: Any = None, time_s: float | None = None) -> None:
         """It surely did not happen. ``result``: what a transaction had read and would have written."""
         self._finish(operation, Outcome.FAIL, result, error, time_s)
 
-    def info(
-        self, operation: Operation, error: str = "", *, result: Any = None, time_s: float | None = None
-    ) -> None:
+    def info(self, operation: Operation, error: str = "", *, result: Any = None, time_s: float | None = None) -> None:
         """Nobody knows whether it happened, or will. ``result``: what a transaction had read and wanted to write."""
         self._finish(operation, Outcome.INFO, result, error, time_s)
 
@@ -189,7 +185,7 @@ class History:
                 self._finish(self.operations[number], Outcome(outcome), line.get("result"), error, time_s)
             case _:
                 raise BadRequest(
-                    'an object with "type": "invoke" and id, process, kind, or with "type": "ok", "fail" or "info" and id'
+                    '{"type": "invoke", "id", "process", "kind", ...} or {"type": "ok|fail|info", "id", ...}'
                 )
 
 
@@ -215,4 +211,4 @@ def _line(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise BadRequest(f"a history holds JSON values only, so this cannot be written: {value!r:.200} ({error})") from None
+        raise BadRequest(f"a history holds JSON values only, not {value!r:.200} ({error})") from None

@@ -1,8 +1,8 @@
 """Sequential specifications: what one object does when its operations come one after the other.
 
-A model steps from state to state. States are hashable; values of histories become so by :func:`freeze`, which also keeps
-apart what Python calls equal (1, 1.0 and True). A step is deterministic: an operation in a state has one next state, or
-it could not have given the result that it gave there.
+A model steps from state to state. States are hashable; values of histories become so by :func:`freeze`, which also
+keeps apart what Python calls equal (1, 1.0 and True). A step is deterministic: an operation in a state has one next
+state, or it could not have given the result that it gave there.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class KeyValueText(_Base):
                 return True
             case "get", _, _ if not known:
                 return True
-            case ("put" | "append"), str(), _:
+            case (("put" | "append"), str(), _):
                 return False
         raise _expected(operation, "get -> TEXT, put TEXT or append TEXT")
 
@@ -192,7 +192,7 @@ class StoredObject(_Base):
                 return True
             case "get", _ if not known:
                 return True
-            case ("set" | "delete"), int() | None:
+            case (("set" | "delete"), int() | None):
                 return False
         raise _expected(operation, "get -> [VALUE, VERSION], set VALUE -> VERSION or delete -> VERSION")
 

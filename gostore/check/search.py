@@ -32,7 +32,7 @@ The problem is NP-complete (Gibbons & Korach 1997), so a :class:`Budget` bounds 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -117,13 +117,13 @@ class Problem:
         return (0, 0, self.model.initial, (0,) * len(self.open))
 
 
-def open_classes(calls: object) -> list[OpenClass]:
+def open_classes(calls: Iterable[tuple[Call, int]]) -> list[OpenClass]:
     """Group (call, invoked) by what they ask; those that only read say nothing and are dropped."""
-    groups: dict[tuple[str, object], tuple[Call, list[int]]] = {}
-    for call, invoked in calls:  # type: ignore[attr-defined]
+    groups: dict[Call, list[int]] = {}
+    for call, invoked in calls:
         if not call.reads:
-            groups.setdefault((call.kind, call.argument), (call, []))[1].append(invoked)
-    return [OpenClass(call, tuple(sorted(invoked))) for call, invoked in groups.values()]
+            groups.setdefault(call, []).append(invoked)
+    return [OpenClass(call, tuple(sorted(invoked))) for call, invoked in groups.items()]
 
 
 class Search:

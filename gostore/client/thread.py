@@ -12,11 +12,15 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 START_TIMEOUT_S = 30.0
+
+SIGNAL_CHECK_S = 0.2
+"""How often a waiting thread looks for an interrupt. Python runs signal handlers between two steps of the main thread,
+so an interrupt that arrives in the last moment before a wait would otherwise be noticed when the wait is over."""
 
 
 class ClientThread:
@@ -59,12 +63,43 @@ class ClientThread:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a _sync twin was called on gostore's own thread; await the coroutine instead")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        waiting = _Waiting(coroutine)
         try:
-            return future.result()
+            self.loop.call_soon_threadsafe(waiting.start)
+            while not waiting.done.acquire(timeout=SIGNAL_CHECK_S):
+                pass
         except BaseException:
-            future.cancel()
+            self.loop.call_soon_threadsafe(waiting.cancel)
             raise
+        return waiting.result()
+
+
+class _Waiting(Generic[T]):
+    """A coroutine on the client thread, and another thread that waits for it.
+
+    ``concurrent.futures`` would do, but for interrupts: one that arrives just before its wait begins is not noticed
+    until the wait ends, and one that arrives in the middle of its bookkeeping may leave its lock held for ever.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._coroutine)
+        self._task.add_done_callback(lambda _: self.done.release())
+
+    def cancel(self) -> None:
+        if self._task is None:
+            self._coroutine.close()
+        else:
+            self._task.cancel()
+
+    def result(self) -> T:
+        assert self._task is not None
+        return self._task.result()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

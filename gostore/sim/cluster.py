@@ -36,6 +36,10 @@ NODES_MAX: Final = 2_000
 PORT: Final = 7_000
 REST_PORT: Final = 8_080
 
+LOOK_GAP_S: Final = 0.001
+LOOK_GAP_S_MAX: Final = 2.0
+"""How often a waiting testbed looks at the nodes, in virtual seconds: in a cluster of five, and at least."""
+
 _RESERVED: Final = ("name", "data_dir", "cluster", "join", "host", "tcp_port", "udp_port", "policies", "secret")
 
 
@@ -109,6 +113,8 @@ class SimCluster(Testbed):
         self._sim_runner = SimRunner(self.sim)
         super().__init__(name, self._sim_runner)
         self.start_timeout_s = timeout_s
+        # A look costs the square of the number of nodes, in real time; so large clusters are looked at less often.
+        self._look_gap_s = min(LOOK_GAP_S * (nodes / NODES_DEFAULT) ** 2, LOOK_GAP_S_MAX)
         self._secret = hashlib.sha256(f"secret of {seed}".encode()).hexdigest()[:32]
         self._settings = _merged({"cls": {"expect": nodes}, "rest": {"port": REST_PORT}}, settings or {})
         if policies:

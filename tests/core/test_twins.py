@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 from collections.abc import AsyncIterator
 
@@ -51,6 +52,16 @@ class Handle(SyncTwins):
             self.closed += 1
 
     hang_sync = sync_twin(hang)
+
+    async def interrupt(self) -> None:
+        """The signal meets a thread that is not the waiting one, as one that comes just before the wait would."""
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            self.closed += 1
+
+    interrupt_sync = sync_twin(interrupt)
 
 
 class Child(Handle):
@@ -126,6 +137,14 @@ def test_cancelling_the_caller_cancels_the_work() -> None:
 
     asyncio.run(main())
     assert handle.where_sync()  # the thread has gone through its turn since
+    assert handle.closed == 1
+
+
+def test_an_interrupt_ends_the_wait_and_the_work() -> None:
+    handle = Handle()
+    with pytest.raises(KeyboardInterrupt):
+        handle.interrupt_sync()
+    assert handle.where_sync()
     assert handle.closed == 1
 
 

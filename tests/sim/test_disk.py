@@ -75,6 +75,7 @@ def test_names_stay_inside(name: str) -> None:
         disk().open(name, create=True)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 32), st.lists(st.integers(0, 2000), max_size=6), st.lists(st.integers(1, 2000), max_size=6))
 def test_synced_bytes_survive_and_others_are_kept_dropped_or_torn(
     seed: int, synced: list[int], unsynced: list[int]
@@ -164,7 +165,7 @@ def test_a_rename_replaces_atomically() -> None:
 
 
 @given(st.integers(0, 1 << 32))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_the_same_seed_loses_the_same(seed: int) -> None:
     def history() -> dict[str, bytes]:
         made = disk(seed)

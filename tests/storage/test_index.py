@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gostore.storage import index as index_module
@@ -17,6 +17,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 40), steps)
 def test_a_group_behaves_like_a_list(first: int, steps: list[tuple[str, float]]) -> None:
     group, expected = GroupIndex(first), []

@@ -47,6 +47,7 @@ def flat(batches: list[list[RawRecord]]) -> list[RawRecord]:
     return [record for batch in batches for record in batch]
 
 
+@settings(deadline=None)
 @given(batches, st.booleans())
 def test_what_is_written_is_read(batches: list[list[RawRecord]], last: bool) -> None:
     data, offsets, _ = build(batches)
@@ -57,6 +58,7 @@ def test_what_is_written_is_read(batches: list[list[RawRecord]], last: bool) -> 
         assert segments.record_at(HEAD, offset, data[offset:]) == record
 
 
+@settings(deadline=None)
 @given(batches, st.data())
 def test_a_file_that_ends_early_gives_a_prefix(batches: list[list[RawRecord]], draw: st.DataObject) -> None:
     data, offsets, _ = build(batches)
@@ -71,6 +73,7 @@ def test_a_file_that_ends_early_gives_a_prefix(batches: list[list[RawRecord]], d
             scan(data[:size], last=False)
 
 
+@settings(deadline=None)
 @given(batches.filter(bool), st.data())
 def test_damage_in_an_earlier_batch_is_refused_and_in_the_last_one_cut_off(
     batches: list[list[RawRecord]], draw: st.DataObject
@@ -90,6 +93,7 @@ def test_damage_in_an_earlier_batch_is_refused_and_in_the_last_one_cut_off(
         assert scanned.end == at
 
 
+@settings(deadline=None)
 @given(batches.filter(bool), st.binary(max_size=3000))
 def test_unsynced_bytes_may_be_anything(batches: list[list[RawRecord]], garbage: bytes) -> None:
     data, *_ = build(batches)
@@ -145,6 +149,7 @@ def test_damage_before_the_start_is_refused() -> None:
         scan(data[:-1], head=head)
 
 
+@settings(deadline=None)
 @given(u64, u32, u32)
 def test_a_head_is_read_and_any_damage_to_it_refused(number: int, mark: int, start: int) -> None:
     data = segments.encode_head(Head(number, mark, start))
@@ -167,7 +172,7 @@ def test_another_format_version_is_refused_by_name(version: int, age: str) -> No
     assert error.value.details == {"file": "wal/3", "version": version}
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3))
 def test_a_record_larger_than_a_block_is_read(blocks: int) -> None:
     batch = [

@@ -9,13 +9,28 @@ from typing import TYPE_CHECKING, Any
 from gostore.cluster import Member, NodeState
 from gostore.core.errors import BadRequest
 from gostore.services.cls import gossip, swim
-from gostore.services.cls.gossip import Gossip
+from gostore.services.cls.gossip import Gossip, Item
 from gostore.services.cls.history import INCARNATIONS_LEFT_MIN, reserve_incarnations
 from gostore.services.cls.masters import NodeEvent
 from gostore.services.cls.swim import Message, Rumour, Swim
 
 if TYPE_CHECKING:
     from gostore.services.cls.service import ClsService
+
+
+def to_wire(item: Item[NodeEvent]) -> list[Any]:
+    """``[epoch, digest, event, path]``: the version stands in front, so that a duplicate need not be read."""
+    return [item.event.epoch, item.event.digest, item.event.to_wire(), list(item.path)]
+
+
+def from_wire(wire: Any) -> Item[NodeEvent]:
+    """Raises ``ValueError`` on anything that :func:`to_wire` did not make."""
+    match wire:
+        case [int(epoch), int(digest), event, [*path]] if all(isinstance(name, str) for name in path):
+            item = Item(NodeEvent.from_wire(event), tuple(path))
+            if (item.event.epoch, item.event.digest) == (epoch, digest):
+                return item
+    raise ValueError(f"not an event on its way: {wire!r:.200}")
 
 
 class Detection:
@@ -68,7 +83,7 @@ class Detection:
             for effect in self.gossip.tick(live, now_s):
                 match effect:
                     case gossip.Tell(to, items):
-                        self._cast(to, "event", [[item.event.to_wire(), list(item.path)] for item in items])
+                        self._cast(to, "event", [to_wire(item) for item in items])
                     case gossip.Pull(source):
                         cls.pull(source)
         self.arm()
@@ -76,8 +91,12 @@ class Detection:
     def probed(
         self, source: str, kind: str, seq: int, epoch: int, digest: int, rumours: list[Any], target: str = ""
     ) -> None:
-        """A probe, or an answer to one, came in. Raises :class:`BadRequest`."""
-        if not self._cls.running:
+        """A probe, or an answer to one, came in. Raises :class:`BadRequest`.
+
+        Only a member answers, and refutes: who merely bears a member's name (it restarted and is not back yet, or is
+        another node that wants this name) must not speak for it.
+        """
+        if not self._cls.is_member:
             return
         try:
             message = Message(kind, seq, target, tuple(Rumour.from_wire(rumour) for rumour in rumours))
@@ -90,6 +109,13 @@ class Detection:
         """A peer told the version of its view."""
         self.gossip.heard(source, (epoch, digest), self._cls.view.version, self._cls.now_s())
         self.arm()
+
+    def news(self, items: Sequence[Any]) -> list[Item[NodeEvent]]:
+        """What of the items that came in was not seen yet. Raises :class:`BadRequest`."""
+        try:
+            return [from_wire(wire) for wire in items if not self.gossip.is_duplicate(wire[0], wire[1])]
+        except (ValueError, TypeError, IndexError) as error:
+            raise BadRequest(f"event: {error}") from None
 
     def told_of(self, name: str, incarnation: int) -> None:
         """A peer told us, as the master, that it suspects a member."""

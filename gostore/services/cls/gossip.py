@@ -143,6 +143,12 @@ class Gossip(Generic[E]):
         self._is_new((event.epoch, event.digest))
         self._enqueue(Item(event, (self.name,)), members, now_s)
 
+    def is_duplicate(self, epoch: int, digest: int) -> bool:
+        """Whether this event was seen already; one that was is counted, and need not be received."""
+        seen = (epoch, digest) in self._seen
+        self.counts["duplicates"] += seen
+        return seen
+
     def receive(
         self, source: str, items: Sequence[Item[E]], version: Version, members: int, now_s: float
     ) -> list[Deliver[E] | Pull]:

@@ -59,13 +59,17 @@ class NodeEvent:
     members: tuple[Member, ...]
     policy: PolicySource | None = None
     digest: int = field(init=False)
+    _wire: list[Any] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", xxh3_64_intdigest(msgpack.packb(self.to_wire())))
+        members = [member.to_wire() for member in self.members]
+        policy = self.policy.to_wire() if self.policy else None
+        object.__setattr__(self, "_wire", [self.epoch, self.previous, self.master, members, policy])
+        object.__setattr__(self, "digest", xxh3_64_intdigest(msgpack.packb(self._wire)))
 
     def to_wire(self) -> list[Any]:
-        members = [member.to_wire() for member in self.members]
-        return [self.epoch, self.previous, self.master, members, self.policy.to_wire() if self.policy else None]
+        """One list for all who ask (an event is told many times): not to be changed."""
+        return self._wire
 
     @classmethod
     def from_wire(cls, wire: Any) -> NodeEvent:

@@ -40,7 +40,6 @@ from gostore.env import Env
 from gostore.services.cls import gossip, masters, swim
 from gostore.services.cls.admission import Admission, Patience, all_offline
 from gostore.services.cls.detection import Detection
-from gostore.services.cls.gossip import Item
 from gostore.services.cls.history import History
 from gostore.services.cls.leader import Leader
 from gostore.services.cls.masters import Depart, Install, Join, NodeEvent
@@ -269,18 +268,12 @@ class ClsService:
 
     @remote
     async def event(self, call: Call, items: list[Any]) -> None:
-        """Events of the master, ``[event, path]`` each."""
-        try:
-            parsed: list[Item[NodeEvent]] = [
-                Item(NodeEvent.from_wire(event), tuple(map(str, path))) for event, path in items
-            ]
-        except (ValueError, TypeError) as error:
-            raise BadRequest(f"event: {error}") from None
-        if not self.running:
+        """Events of the master, ``[epoch, digest, event, path]`` each."""
+        if not self.running or not (news := self._detection.news(items)):
             return
         async with self.lock:
             members = len(self.view.members)
-            self._follow(self._detection.gossip.receive(call.source, parsed, self.view.version, members, self.now_s()))
+            self._follow(self._detection.gossip.receive(call.source, news, self.view.version, members, self.now_s()))
         self._detection.arm()
 
     @remote

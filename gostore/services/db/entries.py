@@ -64,19 +64,22 @@ PROMISES_MAX: Final = 64
 
 
 def remember(promises: tuple[Promise, ...], promise: Promise) -> tuple[Promise, ...]:
-    """The promises of a replica, oldest first, after another one.
+    """The promises of a replica, after another one; in the order of their generations.
 
     Each may be the only trace of a generation that began elsewhere, so none is forgotten for a newer one; but of those
     with the same plan the newest says as much as all of them.
     """
     plan = (sorted(promise.planned), promise.quorum)
-    kept = [made for made in promises if (sorted(made.planned), made.quorum) != plan]
+    same = [made for made in promises if (sorted(made.planned), made.quorum) == plan]
+    kept = [made for made in promises if made not in same]
+    newest = max((*same, promise), key=lambda made: made.generation)
     if len(kept) >= PROMISES_MAX:
         first, second = kept[:2]
         planned = tuple(dict.fromkeys((*first.planned, *second.planned)))
         quorum = min(first.quorum, second.quorum)
         kept[:2] = [Promise(second.generation, second.primary, planned, quorum)]
-    return (*kept, promise)
+    # A replay may meet the same promise again, behind a newer one.
+    return tuple(sorted((*kept, newest), key=lambda made: made.generation))
 
 
 @dataclass(frozen=True, slots=True)

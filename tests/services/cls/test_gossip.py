@@ -89,7 +89,9 @@ def test_duplicates_go_no_further() -> None:
         one.tick(["b", "c", "d", "e"], one.due_s)
     assert one.receive("c", items(event), (1, 10), 5, 100.0) == []
     assert one.due_s == float("inf")
-    assert one.counts["duplicates"] == 1
+    assert one.is_duplicate(event.epoch, event.digest)
+    assert not one.is_duplicate(event.epoch, event.digest + 1)
+    assert one.counts["duplicates"] == 2
 
 
 def test_interest_is_lost_after_a_logarithmic_number_of_tellings() -> None:

@@ -404,7 +404,7 @@ def test_requests_that_make_no_sense_are_answered(run: Run) -> None:
         with pytest.raises(BadRequest, match="not a policy"):
             await ask("n1", "cls", "install_placement", {"name": 1})
         version = first.view.version
-        for items in ([1], [[1, 2]], [[[0, 0, "m", [], None], ["x"]]]):
+        for items in ([1], [[1, 2]], [[1, 2, [1, 0, "m", [], None], ["x"]]], [[1, 2, None, [1]]]):
             second.endpoint.cast("n1", "cls", "event", items)
         second.endpoint.cast("n1", "cls", "ping", 1, 0, 0, [["n2", "dead", 1]])
         reply = await ask("n1", "cls", "state", 0, 0)

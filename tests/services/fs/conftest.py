@@ -377,10 +377,10 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.disks: dict[str, FakeBlobs] = {}
         self.lives: dict[str, int] = {}
-        self.view = self._view(0, ())
+        self.view = self.make_view(0, ())
         self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
 
-    def _view(self, epoch: int, online: Iterable[str]) -> View:
+    def make_view(self, epoch: int, online: Iterable[str]) -> View:
         members = {
             name: Member(
                 name=name,
@@ -441,7 +441,7 @@ class Cluster:
 
     def online(self, *names: str, told: Iterable[str] | None = None) -> None:
         """A new view, in which these are online; ``told``: who learns of it now (all)."""
-        self.view = self._view(self.view.epoch + 1, names)
+        self.view = self.make_view(self.view.epoch + 1, names)
         for name in self.nodes if told is None else told:
             self.nodes[name].move_to(self.view)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -270,8 +271,9 @@ def test_nodes_that_take_each_other_for_the_owner_do_not_both_let_go(kit: Simple
         async with kit.Cluster(nodes=2) as cluster:
             data = blob(4096)
             await cluster.ask("n1", "write", "/f", data=data)
+            # A fork: two views of one epoch.
             cluster.online("n1", told=["n2"])
-            cluster.online("n2", told=["n1"])
+            cluster.nodes["n1"].move_to(replace(cluster.make_view(cluster.view.epoch, ["n2"]), digest=99))
             await asyncio.sleep(30)
             assert (await cluster.ask("n1", "read", "/f"))[1] == data
             cluster.online("n1")
