@@ -351,8 +351,14 @@ def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
 @command
 def check(file: Path, form: str, steps: int, strict: bool, as_json: bool) -> None:
     """Judge a recorded history. Exit status 0: it is fine; 1: it is not, or nobody knows within the bound."""
-    from gostore.check import TRANSACTIONS, Linearizability, Serializability, check_linearizable, check_serializable
-    from gostore.check import read_history
+    from gostore.check import (
+        TRANSACTIONS,
+        Linearizability,
+        Serializability,
+        check_linearizable,
+        check_serializable,
+        read_history,
+    )
 
     begin = time.perf_counter()
     with file.open("rb") as lines:

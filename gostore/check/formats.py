@@ -19,6 +19,9 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from gostore.check.history import History, Operation, broken
+from gostore.check.models import MODELS
+from gostore.check.transactions import MODEL as TRANSACTIONS
+from gostore.check.transactions import transaction_of
 from gostore.core.errors import BadRequest
 
 LINE_CHARACTERS_MAX: Final = 1 << 20
@@ -151,8 +154,27 @@ def read_key_value(lines: Iterable[str], name: str = "history") -> History:
     return _foreign("key_value", KEY_VALUE_LINE, _key_value, lines, name)
 
 
+def read_gostore(lines: Iterable[str], name: str = "history") -> History:
+    """A history of our own, whose operations are those of its model."""
+    history = History.load(lines, name)
+    if history.model != TRANSACTIONS and history.model not in MODELS:
+        known = ", ".join([*MODELS, TRANSACTIONS])
+        raise BadRequest(
+            f"{name}:1: expected one of the models {known}; found {history.model!r:.60}", file=name, line=1
+        )
+    translate = transaction_of if history.model == TRANSACTIONS else MODELS[history.model].call
+    for operation in history:
+        try:
+            translate(operation)
+        except BadRequest as error:
+            # The file has a line for the header and one for each position.
+            line = 2 + (operation.invoked if operation.returned is None else operation.returned)
+            raise BadRequest(f"{name}:{line}: {error.message}", file=name, line=line) from None
+    return history
+
+
 FORMATS: Final[dict[str, Callable[[Iterable[str], str], History]]] = {
-    "gostore": History.load,
+    "gostore": read_gostore,
     "jepsen": read_jepsen,
     "key-value": read_key_value,
 }

@@ -155,15 +155,15 @@ class History:
     @classmethod
     def load(cls, lines: Iterable[str], name: str = "history") -> History:
         """The history that :meth:`dump` wrote. Raises :class:`BadRequest` with name, line and what was expected."""
-        numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-        number, first = next(numbered, (1, ""))
+        numbered = enumerate(lines, 1)
+        _, first = next(numbered, (1, ""))
         match _parse(first):
             case {"gostore_history": 1, "model": str(model)}:
                 history = cls(model)
             case {"gostore_history": int(other)} if other != FORMAT:
-                raise broken(name, number, f"a history of format {FORMAT}; this one has format {other}", first)
+                raise broken(name, 1, f"a history of format {FORMAT}; this one has format {other}", first)
             case _:
-                raise broken(name, number, '{"gostore_history": 1, "model": NAME}', first)
+                raise broken(name, 1, '{"gostore_history": 1, "model": NAME}', first)
         for number, line in numbered:
             try:
                 history._take(_parse(line))
@@ -184,9 +184,7 @@ class History:
                 error, time_s = str(line.get("error") or ""), _number(line.get("time_s"))
                 self._finish(self.operations[number], Outcome(outcome), line.get("result"), error, time_s)
             case _:
-                raise BadRequest(
-                    '{"type": "invoke", "id", "process", "kind", ...} or {"type": "ok|fail|info", "id", ...}'
-                )
+                raise BadRequest('{"type": "invoke", "id", "process", "kind"} or {"type": "ok|fail|info", "id"}')
 
 
 def broken(name: str, line: int, expected: str, found: str) -> BadRequest:

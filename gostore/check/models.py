@@ -34,13 +34,17 @@ REFUSED: Final = Refused()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An operation as a model sees it; ``known`` false: nobody knows its result. ``reads``: it changes no object."""
+    """An operation as a model sees it; ``known`` false: nobody knows its result. ``reads``: it changes no object.
+
+    Operations with a ``rank`` above 0 can only follow each other in the order of their ranks, whatever is between them.
+    """
 
     kind: str
     argument: Frozen
     result: Frozen
     known: bool
     reads: bool
+    rank: int = 0
 
 
 class Model(Protocol):
@@ -109,11 +113,15 @@ class _Base:
         known = operation.outcome is Outcome.OK
         reads = self._check(operation, known)
         result = freeze(operation.result) if known else None
-        return Call(operation.kind, freeze(operation.argument), result, known, reads)
+        rank = self._rank(operation) if known else 0
+        return Call(operation.kind, freeze(operation.argument), result, known, reads, rank)
 
     def _check(self, operation: Operation, known: bool) -> bool:
         """Whether it only reads."""
         raise NotImplementedError
+
+    def _rank(self, operation: Operation) -> int:
+        return 0
 
     def show(self, state: State) -> str:
         return show_value(thaw(state))
@@ -195,6 +203,13 @@ class StoredObject(_Base):
             case (("set" | "delete"), int() | None):
                 return False
         raise _expected(operation, "get -> [VALUE, VERSION], set VALUE -> VERSION or delete -> VERSION")
+
+    def _rank(self, operation: Operation) -> int:
+        """A version is written, then read, then replaced by a greater one."""
+        if operation.kind == "get":
+            version = operation.result[1]
+            return 2 * version + 1 if version else 0
+        return 2 * (operation.result or 0)
 
     def step(self, state: State, call: Call) -> State | Refused:
         value, version, floor = state

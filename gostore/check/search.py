@@ -22,9 +22,10 @@ the other is dropped.
 not at all. Every order of the original history is one of the lifted history, so when the lifted one has no order, the
 original has none. The explanation of a failure (``gostore.check.counterexample``) lives by that.
 
-Two more cuts. An operation that only reads and fits the state *now* is placed at once, with no alternative: any order
-that places it later stays an order when it is moved here. An open or optional operation that does not change the state
-is not placed: it may as well happen later or never.
+Three more cuts. Where results tell in which order operations follow each other (versions that only grow), only the
+lowest of them is tried. An operation that only reads and fits the state *now* is placed at once, with no alternative:
+any order that places it later stays an order when it is moved here. An open or optional operation that does not change
+the state is not placed: it may as well happen later or never.
 
 The problem is NP-complete (Gibbons & Korach 1997), so a :class:`Budget` bounds steps and memory.
 """
@@ -215,11 +216,13 @@ class Search:
         step = self.model.step
         items = self.items
         found: list[Configuration] = []
-        for index in (first, *self._window(first)):
+        waiting = [i for i in (first, *self._window(first)) if not mask >> (i - first) & 1]
+        rank = min((items[i].call.rank for i in waiting if items[i].call.rank), default=0)
+        for index in waiting:
             bit = 1 << (index - first)
-            if mask & bit:
-                continue
             item = items[index]
+            if item.call.rank > rank:
+                continue
             self._budget.steps -= 1
             after = step(state, item.call)
             if item.optional:

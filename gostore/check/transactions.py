@@ -47,10 +47,11 @@ class Transaction:
 
 def transactions_of(operations: Iterable[Operation]) -> list[Transaction]:
     """Raises :class:`BadRequest` that names the operation and what was expected."""
-    return [_transaction(operation) for operation in operations]
+    return [transaction_of(operation) for operation in operations]
 
 
-def _transaction(operation: Operation) -> Transaction:
+def transaction_of(operation: Operation) -> Transaction:
+    """One of them."""
     name = f"T{operation.id}"
     result = operation.result if operation.result is not None else {}
     unknown = sorted(set(result) - {"reads", "writes", "deletes", "ranges"}) if isinstance(result, dict) else [result]
@@ -65,7 +66,7 @@ def _transaction(operation: Operation) -> Transaction:
         name,
         reads,
         _accesses(name, "writes", result.get("writes", ())),
-        tuple(str(key) for key in result.get("deletes", ())),
+        tuple(str(key) for key in _list(name, "deletes", result.get("deletes", ()))),
         _ranges(name, result.get("ranges", ())),
         operation.outcome,
         operation.invoked,
@@ -73,9 +74,15 @@ def _transaction(operation: Operation) -> Transaction:
     )
 
 
+def _list(name: str, what: str, given: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(given, list | tuple):
+        raise BadRequest(f"transaction {name}: expected a list of {what}, not {given!r:.100}")
+    return given
+
+
 def _accesses(name: str, what: str, given: Any) -> tuple[Access, ...]:
     accesses = []
-    for pair in given:
+    for pair in _list(name, what, given):
         match pair:
             case [str(key), (int() | None) as version] if version is None or version >= 0:
                 accesses.append(Access(key, version))
@@ -86,7 +93,7 @@ def _accesses(name: str, what: str, given: Any) -> tuple[Access, ...]:
 
 def _ranges(name: str, given: Any) -> tuple[tuple[str, str | None], ...]:
     ranges = []
-    for pair in given:
+    for pair in _list(name, "ranges", given):
         match pair:
             case [str(start), (str() | None) as end]:
                 ranges.append((start, end))

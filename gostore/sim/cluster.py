@@ -71,6 +71,7 @@ class Machine:
     async def _serve(self, node: SimNode) -> None:
         self.on_start(node)
         app = self.app = Node(self._configure(self), node.env)
+        node.loop.hold(app)  # after a crash the next process takes its place here
         await app.start()
         self.life = Life.RUNNING
         self.started.set()
@@ -247,10 +248,20 @@ class SimCluster(Testbed):
             if machine.app is None or machine.life is Life.STARTING:
                 answers[name] = Unavailable(f"{name} is starting")
                 continue
-            answers[name] = answer = _answer(getattr(machine.app.admin, function)(None))
+            answer: dict[str, Any] = _look(machine.app, function)
+            answers[name] = answer
             if function == "status":
                 self._learn(name, answer)
         return answers
+
+    async def _refresh_arcs(self, statuses: Mapping[str, dict[str, Any]]) -> None:
+        if not statuses:
+            return
+        name = max(statuses, key=lambda node: int(statuses[node]["epoch"]))
+        version = (statuses[name]["epoch"], statuses[name]["placement"])
+        app = self._machines[name].app
+        if version != self._arcs[0] and app is not None:
+            self._arcs = (version, _look(app, "arcs"))
 
     # single nodes
 
@@ -393,15 +404,15 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _answer(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """The result of a coroutine that waits for nothing."""
+def _look(app: Node, function: str) -> Any:
+    """What the node's own ``admin`` answers, without asking it by message; none of these functions waits."""
+    coroutine = getattr(app.admin, function)(None)
     try:
         coroutine.send(None)
     except StopIteration as end:
-        found: dict[str, Any] = end.value
-        return found
+        return end.value
     coroutine.close()
-    raise NotSupported("the testbed can look only at what a node answers without waiting")
+    raise NotSupported(f"admin.{function} waits for something; call it as any remote function")
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -143,7 +144,9 @@ class _Lines(logging.Handler):
     def __init__(self, lines: deque[str]) -> None:
         super().__init__()
         self._lines = lines
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        formatter.converter = time.gmtime  # the same lines in every time zone
+        self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.extend(self.format(record).splitlines())

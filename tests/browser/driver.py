@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,6 +248,18 @@ class Lab:
     def kernel_of(self, notebook: str) -> str:
         """The id of the kernel that runs a notebook."""
         return next(str(s["kernel"]["id"]) for s in self.api("sessions") if s["path"] == notebook)
+
+    def end_kernel(self, kernel: str) -> None:
+        """Shut a kernel down; one that is gone already is fine, one that is just being restarted is asked again."""
+
+        def ended() -> bool:
+            try:
+                self.api(f"kernels/{kernel}", "DELETE")
+            except urllib.error.HTTPError as error:
+                return error.code == 404
+            return True
+
+        wait_for(f"kernel {kernel} to end", ended)
 
     def processes_of(self, kernel: str) -> list[psutil.Process]:
         """A kernel's process, and after it all that it started, however deep."""

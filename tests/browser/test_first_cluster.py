@@ -55,8 +55,9 @@ def page(tools: ModuleType, lab: Any, chromium: Any) -> Iterator[Any]:
     page = tools.Page(chromium, lab, "small.ipynb")
     page.run_to_end(0)
     tools.wait_for("five nodes", lambda: owners(page) == ["n1", "n2", "n3", "n4", "n5"])
+    kernel = lab.kernel_of("small.ipynb")
     yield page
-    lab.api(f"kernels/{lab.kernel_of('small.ipynb')}", "DELETE")
+    lab.end_kernel(kernel)
 
 
 def test_the_first_notebook_from_top_to_bottom(tools: ModuleType, lab: Any, chromium: Any, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_the_first_notebook_from_top_to_bottom(tools: ModuleType, lab: Any, chro
     tools.wait_for("every process to end", lambda: all_gone(processes))
     assert tools.errors_of(chromium) == []
     assert tools.foreign(tools.requests_of(chromium)) == []
-    lab.api(f"kernels/{lab.kernel_of(NOTEBOOK)}", "DELETE")
+    lab.end_kernel(lab.kernel_of(NOTEBOOK))
 
 
 def test_the_view_moves_while_a_cell_blocks_and_an_interrupt_leaves_the_cluster(

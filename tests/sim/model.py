@@ -1,6 +1,7 @@
 """A bare model of SWIM's traffic and a mixed workload, for the tests of determinism and speed.
 
-``python model.py SEED`` prints the trace's hash: the tests run it in processes with other hash seeds.
+``python model.py world|cluster SEED GC_THRESHOLDS`` prints the trace's hash: the tests run it in processes with other
+hash seeds.
 """
 
 from __future__ import annotations
@@ -132,7 +133,30 @@ def scenario(seed, sink=None):
         return world.trace.sha256, world.trace.entries
 
 
+def cluster_scenario(seed):
+    """A run of the whole product: five nodes, files, a kill, loss, a restart; returns (hash, entries)."""
+    from gostore.core.errors import GoStoreError
+    from gostore.sim import simulate
+
+    with simulate(5, seed=seed, db={"shards": 4}) as cluster:
+
+        async def work():
+            for i in range(10):
+                with suppress(GoStoreError):
+                    await cluster.fs.write(f"/d/{i}", f"content {i}" * 1000)
+                if i == 3:
+                    await cluster.faults.kill("n3")
+                if i == 5:
+                    await cluster.faults.loss(0.05)
+                if i == 7:
+                    await cluster.faults.restart("n3")
+            await cluster.faults.heal()
+            await cluster.wait_ready()
+
+        cluster.run(work())
+        return cluster.sim.trace.sha256, cluster.sim.trace.entries
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        gc.set_threshold(*map(int, sys.argv[2].split(",")))
-    print(*scenario(int(sys.argv[1])))
+    gc.set_threshold(*map(int, sys.argv[3].split(",")))
+    print(*{"world": scenario, "cluster": cluster_scenario}[sys.argv[1]](int(sys.argv[2])))

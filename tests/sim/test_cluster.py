@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from gostore.core.errors import BadRequest, ConfigError, GoStoreError, NotFound, PolicyError, Timeout, Unavailable
+from gostore.core.errors import BadRequest, ConfigError, NotFound, PolicyError, Timeout, Unavailable
 from gostore.sim import simulate
 from gostore.sim.errors import DeterminismError
 
@@ -83,40 +83,6 @@ def test_from_another_thread():
         thread.start()
         thread.join()
         assert found == [b"1"]
-
-
-def scenario(seed):
-    with simulate(5, seed=seed, db={"shards": 4}) as cluster:
-
-        async def work():
-            for i in range(10):
-                try:
-                    await cluster.fs.write(f"/d/{i}", f"content {i}" * 1000)
-                except GoStoreError:
-                    pass
-                if i == 3:
-                    await cluster.faults.kill("n3")
-                if i == 5:
-                    await cluster.faults.loss(0.05)
-                if i == 7:
-                    await cluster.faults.restart("n3")
-            await cluster.faults.heal()
-            await cluster.wait_ready()
-
-        cluster.run(work())
-        return cluster.sim.trace.sha256, cluster.sim.trace.entries
-
-
-def test_the_same_seed_gives_the_same_run_of_the_whole_cluster():
-    first = scenario(7)
-    assert first[1] > 3000
-    thresholds = gc.get_threshold()
-    gc.set_threshold(11, 3, 3)
-    try:
-        assert scenario(7) == first
-    finally:
-        gc.set_threshold(*thresholds)
-    assert scenario(8) != first
 
 
 def test_partition_pause_and_the_links_of_the_snapshot():

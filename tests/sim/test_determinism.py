@@ -20,9 +20,9 @@ model = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(model)
 
 
-def in_process(seed, *, hash_seed, thresholds="700,10,10"):
+def in_process(what, seed, *, hash_seed, thresholds="700,10,10"):
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    command = [sys.executable, str(MODEL), str(seed), thresholds]
+    command = [sys.executable, str(MODEL), what, str(seed), thresholds]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
     digest, entries = done.stdout.split()
     return digest, int(entries)
@@ -31,9 +31,23 @@ def in_process(seed, *, hash_seed, thresholds="700,10,10"):
 def test_in_other_processes_with_other_hash_seeds_and_thresholds():
     here = model.scenario(7)
     assert here[1] > 3000
-    assert in_process(7, hash_seed="0") == here
-    assert in_process(7, hash_seed="4711", thresholds="50,2,2") == here
-    assert in_process(7, hash_seed="random", thresholds="0,0,0") == here
+    assert in_process("world", 7, hash_seed="0") == here
+    assert in_process("world", 7, hash_seed="4711", thresholds="50,2,2") == here
+    assert in_process("world", 7, hash_seed="random", thresholds="0,0,0") == here
+
+
+def test_the_whole_cluster_in_other_processes_and_as_the_second_world():
+    here = model.cluster_scenario(7)
+    assert here[1] > 3000
+    thresholds = gc.get_threshold()
+    gc.set_threshold(11, 3, 3)
+    try:
+        assert model.cluster_scenario(7) == here
+    finally:
+        gc.set_threshold(*thresholds)
+    assert in_process("cluster", 7, hash_seed="1", thresholds="99,5,5") == here
+    assert in_process("cluster", 7, hash_seed="2") == here
+    assert model.cluster_scenario(8) != here
 
 
 def test_as_the_second_world_and_after_the_process_did_other_things():

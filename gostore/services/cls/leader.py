@@ -33,6 +33,10 @@ ROLL_CALL_PERIODS: Final = 2
 ROLL_CALL_PAUSE_PERIODS: Final = 5
 """Between two roll calls, when the first found no quorum."""
 
+SPACING_S: Final = 0.000_5
+"""Per member, between two rounds of events: an event costs every member some messages, and in a large cluster it is
+cheaper to decide on many requests together. 2.5 ms for 5 members, 0.5 s for 1,000. Larger: fewer events, later."""
+
 Waiting = tuple[Request, "asyncio.Future[int]"]
 
 
@@ -89,10 +93,13 @@ class Leader:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            before = self._cls.view
             try:
                 await self._lead()
             except GoStoreError as error:
                 self._refuse(error)
+            if self._cls.view is not before:
+                await asyncio.sleep(SPACING_S * len(before.members))
 
     async def _lead(self) -> None:
         """One round: who is dead, what was asked, who goes online."""

@@ -398,11 +398,14 @@ class ClsService:
         self._judge_own(view.members.get(self.name))
         for change in changes:
             self._track(change.new)
+        # What an epoch made of a member is its last state in it; those in between were never anybody's view.
+        for change in {change.name: change for change in changes}.values():
             if change.state_changed or change.old is None or change.old.incarnation != change.new.incarnation:
                 self.env.events.publish(
                     "member", member=change.name, state=change.new.state.value, epoch=view.epoch, path=list(path)
                 )
-        self.env.events.publish("view", epoch=view.epoch, online=list(view.online))
+        if path:  # what was loaded from the disk is no news, and no view of the cluster: everybody is offline in it
+            self.env.events.publish("view", epoch=view.epoch, online=list(view.online))
         if view.master != old.master and view.master is not None:
             self.env.events.publish("master", member=view.master, epoch=view.epoch)
         if view.policy != old.policy:

@@ -75,9 +75,7 @@ class PrimaryBackup:
         self._owners = owners
         self._look.set()
         self._notify()
-        if self._group.name not in owners and not self._replica.journal.empty and not self._retiring:
-            self._retiring = True
-            self._group.env.tasks.start(self._retire(), name=f"db-retire-{self._group.shard}")
+        self._retire_if_former()
 
     def _leads(self) -> bool:
         return self._owners[:1] == (self._group.name,)
@@ -253,9 +251,15 @@ class PrimaryBackup:
             case ["install", int(generation), str(primary), int(number), [int(index), int(term)], found]:
                 self._follow(generation, primary)
                 configuration = None if found is None else Configuration.from_wire(found)
-                return Reply(await replica.install(source, number, Point(index, term), configuration))
-            case ["settled"]:
+                installed = await replica.install(source, number, Point(index, term), configuration)
+                self._retire_if_former()
+                return Reply(installed)
+            case ["settled", int(generation)]:
                 leadership = self._leadership
+                if leadership is not None and leadership.promise.generation < generation:
+                    # The former replica cannot let go of its copy for an older generation than it has promised.
+                    self._heard = max(self._heard, generation)
+                    leadership.end(Fenced(f"{source} has promised generation {generation}"))
                 if leadership is None or not leadership.settled or not self._leads():
                     return Reply(None)
                 return Reply([leadership.promise.to_wire(), list(leadership.members)])
@@ -293,9 +297,16 @@ class PrimaryBackup:
         # A newer generation may have truncated it while it was synced.
         self._follow(generation, primary)
         replica.advance(min(committed, previous.index + len(heads)))
+        self._retire_if_former()
         return Reply(True)
 
     # leaving
+
+    def _retire_if_former(self) -> None:
+        """A copy that is no longer wanted here: also one that a primary with an older view has just sent."""
+        if self._group.name not in self._owners and not self._replica.journal.empty and not self._retiring:
+            self._retiring = True
+            self._group.env.tasks.start(self._retire(), name=f"db-retire-{self._group.shard}")
 
     async def _retire(self) -> None:
         """Drop the copy of a shard that others hold by now."""
@@ -313,7 +324,7 @@ class PrimaryBackup:
     async def _dismissed(self, primary: str) -> bool:
         """Does the primary serve a generation, complete and not older than any known here, without this node?"""
         try:
-            reply = await self._group.send(primary, ["settled"], b"", ASK_TIMEOUT_S)
+            reply = await self._group.send(primary, ["settled", self._replica.generation], b"", ASK_TIMEOUT_S)
             if reply.value is None:
                 return False
             promise = Promise.from_wire(reply.value[0])

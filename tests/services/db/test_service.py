@@ -507,6 +507,20 @@ def test_events_tell_what_happened() -> None:
 # nodes fail
 
 
+async def isolate(cluster: Cluster, victim: str, rng: Any) -> None:
+    """Clients reach it and other nodes do not; it does not learn that it was replaced."""
+    others = [name for name in cluster.names if name != victim]
+    cluster.world.net.partition([victim], others)
+    await asyncio.sleep(rng.uniform(0.0, 0.5))
+    view = cluster.next_view({victim: NodeState.OFFLINE})
+    for name in others:
+        cluster.tell(name, view)
+    await asyncio.sleep(rng.uniform(0.5, 2.0))
+    cluster.world.net.heal()
+    await asyncio.sleep(rng.uniform(0.0, 0.5))
+    cluster.set_states(**{victim: NodeState.ONLINE})
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int) -> None:
     async def scenario(cluster: Cluster) -> None:
@@ -536,6 +550,9 @@ def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int) -> None:
         for _ in range(4):
             await asyncio.sleep(rng.uniform(0.2, 1.0))
             victim = cluster.primary(rng.randrange(4))
+            if rng.random() < 0.4:
+                await isolate(cluster, victim, rng)
+                continue
             cluster.crash(victim, power=rng.random() < 0.5, told=False)
             await asyncio.sleep(rng.uniform(0.0, 0.5))
             cluster.set_states(**{victim: NodeState.OFFLINE})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -300,6 +301,108 @@ def test_a_surplus_copy_that_somebody_relied_on_meanwhile_stays_for_another_pass
             await cluster.settle()
             assert passes == [True, True]
             assert cluster.copies(key) == ["n2"]
+
+    kit.run(main)
+
+
+def test_a_surplus_copy_stays_while_its_owner_has_another_view(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster(nodes=2) as cluster:
+            written = await cluster.ask("n1", "write", "/f", data=blob(4096))
+            key = written["chunks"][0][0]
+            cluster.online("n2", told=["n1"])
+            await asyncio.sleep(30)
+            assert cluster.copies(key) == ["n1", "n2"]
+            cluster.nodes["n2"].move_to(cluster.view)
+            cluster.nodes["n1"].fs.repair.view_changed()
+            await cluster.settle()
+            assert cluster.copies(key) == ["n2"]
+
+    kit.run(main)
+
+
+def test_a_copy_that_a_writer_could_not_make_is_made_soon(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            lost: list[str] = []
+
+            def lose(_from: str, to: str, _service: str, function: str, _args: Any) -> None:
+                if function == "put" and not lost:
+                    lost.append(to)
+                    raise Unavailable("the disk is full")
+
+            cluster.before_call = lose
+            await cluster.ask("n1", "write", "/f", data=blob(4096))
+            assert lost
+            await asyncio.sleep(1)
+            await cluster.settle()
+            exact(cluster)
+            assert await problems(cluster) == {0}
+
+    kit.run(main)
+
+
+def test_a_chunk_that_only_a_stranger_holds_is_found(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(4096)
+            written = await cluster.ask("n1", "write", "/f", data=data)
+            await cluster.settle()
+            key = written["chunks"][0][0]
+            owners = cluster.copies(key)
+            stranger = next(name for name in cluster.names if name not in owners)
+            cluster.disks[stranger].data[key] = data
+            for name in owners:
+                del cluster.disks[name].data[key]
+            for name in cluster.names:
+                assert (await cluster.ask(name, "read", "/f"))[1] == data
+
+    kit.run(main)
+
+
+def test_a_reader_believes_no_bytes_that_do_not_match(kit: SimpleNamespace) -> None:
+    """The holder read them rightly, and they were damaged later."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(4096)
+            written = await cluster.ask("n1", "write", "/f", data=data)
+            await cluster.settle()
+            owners = cluster.copies(written["chunks"][0][0])
+            reader = next(name for name in cluster.names if name not in owners)
+            liar = cluster.nodes[owners_of(cluster.view, written["chunks"][0][0])[0]]
+            liar.fs.holder.get = lambda _key: b"x" * 4096
+            assert (await cluster.ask(reader, "read", "/f"))[1] == data
+
+    kit.run(main)
+
+
+def test_a_chunk_that_is_being_copied_is_not_collected_so_that_its_copy_is_seen(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(4096)
+            key = hashlib.sha256(data).hexdigest()
+            gate = asyncio.Event()
+            copying = asyncio.Event()
+
+            async def wait() -> None:
+                copying.set()
+                await gate.wait()
+
+            def hold(_from: str, _to: str, _service: str, function: str, _args: Any) -> Any:
+                return wait() if function == "put" else None
+
+            cluster.before_call = hold
+            cluster.disks["n3"].data[key] = data
+            cluster.nodes["n3"].fs.repair.consider(key)
+            await copying.wait()
+            done = await cluster.ask("n1", "collect")
+            assert (done["chunks"], done["kept"]) == (0, 1)
+            gate.set()
+            await cluster.settle()
+            assert (await cluster.ask("n1", "check"))["orphans"] == 1
+            await cluster.ask("n1", "collect")
+            assert await problems(cluster) == {0}
 
     kit.run(main)
 

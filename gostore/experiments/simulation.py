@@ -1,0 +1,191 @@
+"""``gostore sim``: seeded runs of a simulated cluster under load and faults, with all checks on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gostore.check import Verdict, check_linearizable, judge_journal
+from gostore.core.errors import BadRequest, GoStoreError
+from gostore.experiments.workload import Workload, describe
+from gostore.faults import Nemesis, Step, draw
+from gostore.sim import SimCluster, simulate
+from gostore.sim.errors import SimulationError
+
+SETTLE_S: Final = 60.0
+"""Virtual seconds that a healed cluster may take to be as it should be: liveness, bounded."""
+
+SEEDS_MAX: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class Run:
+    """One seed. ``violations`` say what was broken; ``unknown`` what could not be judged."""
+
+    seed: int
+    nodes: int
+    seconds: float
+    profile: str
+    schedule: list[Step]
+    virtual_s: float = 0.0
+    wall_s: float = 0.0
+    events: int = 0
+    trace_sha256: str = ""
+    settled_s: float = 0.0
+    violations: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    coverage: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fine(self) -> bool:
+        return not self.violations and not self.unknown
+
+    @property
+    def replay(self) -> str:
+        """The command that runs it again."""
+        return f"gostore sim --nodes {self.nodes} --seed {self.seed} --seconds {self.seconds:g} --faults {self.profile}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "virtual_s": round(self.virtual_s, 3),
+            "events": self.events,
+            "trace_sha256": self.trace_sha256,
+            "violations": self.violations,
+            "unknown": self.unknown,
+            "coverage": self.coverage,
+            "replay": self.replay,
+        }
+
+
+def run_seed(
+    seed: int,
+    *,
+    nodes: int = 5,
+    seconds: float = 30.0,
+    profile: str = "swarm",
+    schedule: Sequence[Step] | None = None,
+    **settings: Any,
+) -> Run:
+    """One world: load and faults for ``seconds`` of virtual time, a heal, quiet, then every check.
+
+    ``schedule``: these faults instead of those that the seed draws (to make a failing run smaller). Raises
+    :class:`BadRequest` and :class:`~gostore.core.errors.ConfigError` for wrong arguments; everything else that goes
+    wrong is a violation.
+    """
+    if seconds <= 0:
+        raise BadRequest(f"seconds = {seconds}: allowed are values above 0")
+    names = [f"n{number}" for number in range(1, nodes + 1)]
+    drawn = draw(random.Random(f"nemesis {seed}"), names, seconds, profile) if schedule is None else list(schedule)
+    run = Run(seed, nodes, seconds, profile, drawn)
+    begun = time.perf_counter()
+    cluster = simulate(nodes, seed=seed, **settings)
+    try:
+        _perform(cluster, run)
+    finally:
+        run.virtual_s, run.events, run.trace_sha256 = cluster.sim.now, cluster.sim.callbacks, cluster.sim.trace.sha256
+        cluster.sim.close()
+        run.wall_s = time.perf_counter() - begun
+    return run
+
+
+def _perform(cluster: SimCluster, run: Run) -> None:
+    rng = random.Random(f"workload {run.seed}")
+    workload: Workload | None = None
+    nemesis = Nemesis(cluster, run.schedule)
+
+    async def main() -> None:
+        nonlocal workload
+        loop = asyncio.get_running_loop()
+        workload = Workload(cluster, rng, loop.time)
+        await workload.prepare()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(nemesis.run(run.seconds))
+            group.create_task(workload.run(run.seconds))
+        healed_s = loop.time()
+        await cluster.wait_settled(SETTLE_S)
+        run.settled_s = loop.time() - healed_s
+        await workload.read_all()
+        check = await cluster.fs.check()
+        for what in ("lost", "corrupt", "under_replicated", "orphans", "dangling"):
+            if check[what]:
+                run.violations.append(f"files: {check[what]} {what.replace('_', ' ')} after quiet")
+
+    try:
+        cluster.run(cluster.watch("db", "storage"))
+        cluster.start_sync()
+        cluster.run(main())
+    except SimulationError as error:
+        run.violations.append(f"the world ended: {error}")
+    except ExceptionGroup as errors:
+        run.violations.extend(f"{type(error).__name__}: {error}" for error in errors.exceptions)
+    except GoStoreError as error:
+        run.violations.append(f"liveness: {error.message}")
+    _judge(cluster, run, workload)
+    run.coverage = _coverage(cluster, nemesis, workload)
+    cluster.stop_sync()
+
+
+def _judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
+    judgement = judge_journal(cluster.events)
+    run.violations.extend(str(violation) for violation in judgement.violations)
+    run.unknown.extend(judgement.gaps)
+    for name, life in [(name, cluster.nodes[name].life) for name in cluster.nodes]:
+        if str(life) == "crashed":
+            run.violations.append(f"{name} {cluster.why_ended(name)}")
+    for event in cluster.events:
+        if event.kind == "task_failed":
+            run.violations.append(f"{event.node}: task {event.data['task']} failed: {event.data['error']}")
+    if workload is None:
+        return
+    run.violations.extend(workload.totals.wrong)
+    for what, history in (("registers", workload.registers), ("files", workload.files)):
+        verdict = check_linearizable(history)
+        if verdict.verdict is Verdict.NOT:
+            run.violations.append(f"{what}: {verdict.text()}")
+        elif verdict.verdict is Verdict.UNKNOWN:
+            run.unknown.append(f"{what}: {verdict.text()}")
+
+
+def _coverage(cluster: SimCluster, nemesis: Nemesis, workload: Workload | None) -> dict[str, int]:
+    """Marks that what should have happened did."""
+    marks = {f"fault_{word}": count for word, count in sorted(nemesis.done.items())}
+    kinds: dict[str, int] = {}
+    for event in cluster.events:
+        kinds[event.kind] = kinds.get(event.kind, 0) + 1
+        if event.kind == "wal_recovered" and event.data["torn_bytes"]:
+            marks["torn_tails"] = marks.get("torn_tails", 0) + 1
+        if event.kind == "repair_done" and event.data["copied"]:
+            marks["repairs"] = marks.get("repairs", 0) + 1
+    for kind in ("view", "master", "suspect", "refute", "conflict", "commit", "shard_primary", "shard_synced"):
+        marks[kind] = kinds.get(kind, 0)
+    return marks | (describe(workload) if workload is not None else {})
+
+
+def minimise(run: Run, *, tries_max: int = 64, progress: Callable[[str], None] = lambda text: None) -> list[Step]:
+    """A smaller schedule of faults with which the same seed still fails: delta debugging.
+
+    Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (TSE 2002). At most ``tries_max`` runs.
+    """
+    schedule, parts, tries = list(run.schedule), 2, 0
+    while len(schedule) >= 1 and tries < tries_max:
+        size = max(1, len(schedule) // parts)
+        for start in range(0, len(schedule), size):
+            rest = schedule[:start] + schedule[start + size :]
+            tries += 1
+            again = run_seed(run.seed, nodes=run.nodes, seconds=run.seconds, profile=run.profile, schedule=rest)
+            if again.violations:
+                schedule, parts = rest, max(2, parts - 1)
+                progress(f"{len(schedule)} faults are enough ({tries} runs)")
+                break
+            if tries >= tries_max:
+                break
+        else:
+            if size == 1:
+                break
+            parts = min(len(schedule), parts * 2)
+    return schedule
