@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
 import signal
 import sys
@@ -319,6 +320,61 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
     client(at, lambda c: c.db.delete(container, key, *accessors(path)))
     if as_json:
         click.echo(json.dumps({"container": container, "key": key}))
+
+
+@main.command()
+@nodes_option
+@seed_option
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1, 1_000_000), help="How many seeds from there on."
+)
+@click.option(
+    "--seconds",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    help="Virtual seconds of load and faults.",
+)
+@click.option(
+    "--faults", "profile", default="swarm", show_default=True, help="none, crash, network, promised or swarm."
+)
+@json_option
+@command
+def sim(nodes: int, seed: int, seeds: int, seconds: float, profile: str, as_json: bool) -> None:
+    """Simulated runs with all checks on. The same seed gives the same trace; a failing one names its replay."""
+    from gostore.experiments.simulation import minimise, run_seed
+
+    runs = []
+    for number in range(seed, seed + seeds):
+        run = run_seed(number, nodes=nodes, seconds=seconds, profile=profile)
+        runs.append(run)
+        verdict = "fine" if run.fine else "VIOLATED" if run.violations else "unknown"
+        say(f"seed {number}: {verdict}, {run.virtual_s:.1f} virtual s, {run.events:,} events, {run.wall_s:.1f} s")
+        for violation in [*run.violations, *run.unknown]:
+            say(f"    {violation}")
+        if run.violations:
+            say(f"    replay: {run.replay}\n    these faults are enough:")
+            for step in minimise(run, tries_max=16):
+                say(f"        {step}")
+    first = runs[0] if len(runs) == 1 else None
+    figures = {
+        "seeds": seeds, "virtual_s": round(sum(r.virtual_s for r in runs), 3),
+        "wall_s": round(sum(r.wall_s for r in runs), 3),
+        "events": sum(r.events for r in runs), "trace_sha256": combined_sha256([r.trace_sha256 for r in runs]),
+        "violations": sum(bool(r.violations) for r in runs), "unknown": sum(bool(r.unknown) for r in runs),
+    }  # fmt: skip
+    report(figures, as_json=False, title="simulation")
+    if as_json:
+        click.echo(
+            json.dumps({**figures, "runs": [r.to_dict() for r in runs], **({"replay": first.replay} if first else {})})
+        )
+    if figures["violations"] or figures["unknown"]:
+        sys.exit(1)
+
+
+def combined_sha256(digests: list[str]) -> str:
+    """Of one run its own; of several the digest of theirs."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @main.command()

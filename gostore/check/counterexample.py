@@ -3,8 +3,8 @@
 Three steps, each of which keeps the failure and is sound: whatever order the whole history had, the smaller problem
 would have one, too.
 
-1. *The shortest prefix.* The search places required operations in the order of their returns; the first that it never
-   placed, in no order, ends the prefix. What returned later counts as open.
+1. *The shortest prefix* that ends with a return and has no order. What returned later counts as open. The operation
+   that the search never placed is where to begin; as prefixes of what has an order have one, halving finds the end.
 2. *The latest start.* At a quiescent cut everything required has returned before anything that follows is invoked. All
    states that the object can have there are enumerated; when they are few, the past is replaced by them. (Horn &
    Kroening, "Faster linearizability checking via P-compositionality", FORTE 2015, cut by key; this cuts by time.)
@@ -79,9 +79,9 @@ class Counterexample:
 
 
 def explain(key: Any, problem: Problem, stuck: int, budget: Budget) -> Counterexample:
-    """``stuck``: the required operation that the exhausted search never placed (:attr:`Search.deepest`)."""
-    problem = _prefix(problem, stuck)
+    """``stuck``: the first required operation that the exhausted search never placed (:attr:`Search.deepest`)."""
     left = budget.part(EXPLAIN_STEPS_MAX)
+    problem = _shortest_prefix(problem, stuck, left)
     best: Counterexample | None = None
     for cut in _cuts(problem.items):
         starts = _starts(problem, cut, left)
@@ -103,12 +103,35 @@ def _probe_steps(operations: int) -> int:
     return PROBE_STEPS_MIN + PROBE_STEPS_EACH * operations
 
 
+def _shortest_prefix(problem: Problem, stuck: int, left: Budget) -> Problem:
+    low, high = stuck, len(problem.items) - 1
+    while low < high:
+        # Mostly it ends where the search got stuck; it ends later when the results of later operations were to blame.
+        middle = stuck if low == stuck else (low + high) // 2
+        prefix = _prefix(problem, middle)
+        if _probe(prefix, [prefix.start], middle, left) is Found.NONE:
+            high = middle
+        else:
+            low = middle + 1
+    return _prefix(problem, high)
+
+
+def _probe(problem: Problem, starts: Sequence[Configuration], operations: int, left: Budget) -> Found:
+    """Search with a part of the budget."""
+    part = left.part(_probe_steps(operations))
+    before = part.steps
+    found = Search(problem, part).run(starts)
+    left.steps -= before - part.steps
+    return found
+
+
 def _prefix(problem: Problem, last: int) -> Problem:
-    """The problem as it stood when ``last`` returned; what ran then is open, with the result that it got later."""
+    """The problem as it stood when ``last`` returned; what ran then is open, and what it was told later unknown."""
     end = problem.items[last].returned
     running = [item for item in problem.items[last + 1 :] if item.invoked < end]
     opened = [(group.call, invoked) for group in problem.open for invoked in group.invoked if invoked < end]
-    classes = open_classes([*opened, *((item.call, item.invoked) for item in running)])
+    lifted = [_optional(problem.model, item) for item in running if not item.call.reads]
+    classes = open_classes([*opened, *((item.call, item.invoked) for item in lifted)])
     return Problem(problem.model, problem.items[: last + 1], classes)
 
 
@@ -146,10 +169,7 @@ def _lift(problem: Problem, cut: int, starts: Sequence[Configuration], left: Bud
         at = 0
         while at < len(kept):
             trial = kept[:at] + kept[at + size :]
-            probe = left.part(_probe_steps(len(problem.items) - cut))
-            before = probe.steps
-            found = Search(_lifted(problem, cut, trial), probe).run(starts)
-            left.steps -= before - probe.steps
+            found = _probe(_lifted(problem, cut, trial), starts, len(problem.items) - cut, left)
             if found is Found.NONE:
                 kept = trial
             else:

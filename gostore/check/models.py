@@ -230,10 +230,10 @@ class StoredObject(_Base):
         return (value, seen_version, seen_version) if learns else REFUSED
 
     def show(self, state: State) -> str:
-        value, version, _ = state
+        value, version, floor = state
         if version == 0:
-            return "absent"
-        number = "unknown version" if version == UNKNOWN_VERSION else f"version {version}"
+            return f"absent (after version {floor})" if floor else "absent"
+        number = f"a version above {floor}" if version == UNKNOWN_VERSION else f"version {version}"
         return f"{show_value(thaw(value))} ({number})"
 
 

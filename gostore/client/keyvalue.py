@@ -6,7 +6,6 @@ A commit carries a request id, under which the cluster applies it once; so it ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 from gostore.client.connection import Connection
@@ -71,16 +70,12 @@ class RemoteKeyValue:
         timeout_s: float | None = None,
     ) -> Committed:
         connection = self._connection()
-        request = request_id or RequestId(connection.endpoint.name, next(_numbers))
+        request = request_id or connection.next_request()
         reply = await connection.call(
             "db", "commit", [read.to_wire() for read in reads], [write.to_wire() for write in writes],
             request.to_wire(), via=self._via, repeatable=True, tells_repeats=True, timeout_s=timeout_s,
         )  # fmt: skip
         return Committed.from_wire(reply.value)
-
-
-_numbers = count(1)
-"""Sequence numbers of this process's commits; a client's name is its own, so they need be unique only with it."""
 
 
 def _pairs(snapshot: Mapping[int, int] | None) -> list[list[int]]:

@@ -193,4 +193,5 @@ class MemberChange:
 
     @property
     def state_changed(self) -> bool:
-        return self.old is None or self.old.state is not self.new.state
+        """Whether it entered its state: from another one, or in a new life (what lay between may not be told)."""
+        return self.old is None or self.old.state is not self.new.state or self.old.incarnation != self.new.incarnation

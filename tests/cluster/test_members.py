@@ -100,5 +100,6 @@ def test_the_dead_do_not_rise_in_the_same_incarnation() -> None:
 def test_a_change_knows_whether_the_state_changed() -> None:
     online = member(NodeState.ONLINE)
     assert MemberChange(None, online).state_changed
+    assert MemberChange(online, member(NodeState.ONLINE, 2)).state_changed, "another life"
     assert not MemberChange(online, online.to(NodeState.ONLINE, weight=2.0)).state_changed
     assert MemberChange(online, online.to(NodeState.OFFLINE)).name == "a"

@@ -146,9 +146,10 @@ class Leader:
                 return
 
     async def _call_the_roll(self, dead: Container[str]) -> list[str] | None:
-        """Who answers, ourselves included; ``None`` when they are no quorum, or one of them knows a later view.
+        """The members that answer, ourselves included; ``None`` when there is no quorum, or one knows a later view.
 
-        Whoever of the ``dead`` answers is dead no more.
+        Whoever of the ``dead`` answers is dead no more. One that restarted, and is not back yet, has its vote all the
+        same, as it remembers what it knew; it is no member until it is let in again.
         """
         cls, view = self._cls, self._cls.view
         if cls.now_s() < self._roll_call_s:
@@ -156,32 +157,33 @@ class Leader:
             return None
         names = [name for name, member in view.members.items() if member.live and name != cls.name]
         answers = await asyncio.gather(*(self._roll(name, view) for name in names))
-        alive = {name: version for name, version in zip(names, answers, strict=True) if version is not None}
-        alive[cls.name] = cls.view.version
+        present = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
+        alive = [cls.name, *(name for name, (_, member) in present.items() if member)]
         for name in alive:
             if name in dead:
                 cls.vouch(name)
         if cls.view.version != view.version:
             self.wake()
             return None
-        latest = max(alive, key=lambda name: alive[name])
-        if alive[latest] > view.version:
-            cls.pull(latest)
-        elif masters.has_quorum(view, alive):
-            return list(alive)
+        later = [name for name, (version, _) in present.items() if version > view.version]
+        if later:
+            cls.pull(max(later, key=lambda name: present[name][0]))
+        elif masters.has_quorum(view, [cls.name, *present]):
+            return alive
         else:
-            cls.env.log.warning("%s sees %d of %d online members", cls.name, len(alive), len(view.online))
+            cls.env.log.warning("%s sees %d of %d online members", cls.name, len(present) + 1, len(view.online))
         self._roll_call_s = cls.now_s() + ROLL_CALL_PAUSE_PERIODS * cls.tunables.period_s
         self._set_alarm(self._roll_call_s)
         return None
 
-    async def _roll(self, name: str, view: View) -> tuple[int, int] | None:
+    async def _roll(self, name: str, view: View) -> tuple[tuple[int, int], bool] | None:
+        """One member's version and whether it is a member; ``None`` when it does not answer."""
         cls = self._cls
         timeout_s = ROLL_CALL_PERIODS * cls.tunables.period_s
         try:
             reply = await cls.endpoint.call(name, "cls", "roll_call", *view.version, timeout_s=timeout_s, attempts=2)
-            epoch, digest = reply.value
-            return int(epoch), int(digest)
+            epoch, digest, member = reply.value
+            return (int(epoch), int(digest)), bool(member)
         except (GoStoreError, ValueError, TypeError):
             return None
 

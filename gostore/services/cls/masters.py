@@ -17,7 +17,8 @@ then all go online in one event. Their rings start as they will be, and nothing 
 asks all online members, the accused too. It goes on only if those who answer are a *quorum* of the online (dynamic
 voting with a tie-break; Jajodia, Mutchler: "Dynamic Voting Algorithms", TODS 1990): more than half, or half with the
 most senior among them. So of two sides of a partition at most one goes on, and a single node that was cut off expels
-nobody. A master that is found dead is succeeded by the next of its ring, under the same condition.
+nobody. (One that restarted and is not back yet has its vote.) A master that is found dead is succeeded by the next of
+its ring, under the same condition.
 
 *Every decision* needs a quorum that answered lately: a probe, so lately that nobody can have declared the master dead
 since, or the roll call. A master that wakes after it was deposed thus learns of it before it decides.

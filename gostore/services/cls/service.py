@@ -257,12 +257,14 @@ class ClsService:
         }
 
     @remote
-    async def roll_call(self, call: Call, epoch: int, digest: int) -> list[int]:
-        """The master asks who is there; the answer is the version of the view here."""
-        if not self.is_member:
+    async def roll_call(self, call: Call, epoch: int, digest: int) -> list[Any]:
+        """The master asks who is there; the answer is ``[epoch, digest, whether this node is a member]``."""
+        if self.is_member:
+            self._detection.heard(call.source, epoch, digest)
+            return [*self.view.version, True]
+        if self._saved is None:
             raise Unavailable(f"{self.name} is not a member yet")
-        self._detection.heard(call.source, epoch, digest)
-        return list(self.view.version)
+        return [*self._saved.version, False]
 
     # Remote functions: gossip and probes, one way
 
@@ -400,7 +402,7 @@ class ClsService:
             self._track(change.new)
         # What an epoch made of a member is its last state in it; those in between were never anybody's view.
         for change in {change.name: change for change in changes}.values():
-            if change.state_changed or change.old is None or change.old.incarnation != change.new.incarnation:
+            if change.state_changed:
                 self.env.events.publish(
                     "member", member=change.name, state=change.new.state.value, epoch=view.epoch, path=list(path)
                 )
