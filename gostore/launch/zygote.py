@@ -252,6 +252,8 @@ class Zygote:
 
     def _on_report(self, child: Child) -> None:
         """A line on the pipe of a child: it is ready, or why it cannot be."""
+        if child.ready_fd < 0:
+            return  # its end was noticed in the same turn, and its pipe was read then
         try:
             data = os.read(child.ready_fd, 1 << 16)
         except BlockingIOError:
@@ -384,13 +386,12 @@ def main() -> None:
     entry = _load(options["entry"])
     gc.collect()
     gc.freeze()
-    try:
-        Zygote(entry, commands, answers, options["owner"]).run()
-    finally:
-        if options["remove"]:
-            import shutil
+    # Not after an error: the log of what went wrong is in there, and the owner wants to read it.
+    Zygote(entry, commands, answers, options["owner"]).run()
+    if options["remove"]:
+        import shutil
 
-            shutil.rmtree(options["remove"], ignore_errors=True)
+        shutil.rmtree(options["remove"], ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ CLIENT: Final = "client"
 """Everybody who is no node stands at one place."""
 
 # Functions by which nodes copy what they hold to each other, by service.
-_REPLICATION: Final = {"db": ("replicate", "append", "catch_up", "sync"), "chunks": ("put", "get")}
+_REPLICATION: Final = {"db": ("replicate",), "chunks": ("put", "get")}
 # The view's own questions are not what it shows.
 _WATCHING: Final = ("admin", "journal")
 

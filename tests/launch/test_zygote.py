@@ -146,6 +146,17 @@ def test_why_a_child_ends_is_told(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_children_that_end_all_at_once_are_all_told(tmp_path: Path) -> None:
+    names = [f"n{number}" for number in range(40)]
+
+    async def main() -> None:
+        async with zygote(tmp_path) as z:
+            await asyncio.gather(*(z.start(name, "exits") for name in names))
+            assert [(await z.event("exit", name))["status"] for name in names] == [3] * 40
+
+    asyncio.run(main())
+
+
 def test_bad_requests_are_answered(tmp_path: Path) -> None:
     async def main() -> None:
         async with zygote(tmp_path) as z:

@@ -27,10 +27,16 @@ BATCH_MAX: Final = 256
 HANDOVERS_MAX: Final = 3
 """How often one request may find that the leadership has just moved."""
 
-ROLL_CALL_PERIODS: Final = 2
-"""The roll is called for this many probe periods: time for a second attempt."""
+ROLL_CALL_PERIODS: Final = 5
+"""The roll is called for this many probe periods: time for a third attempt, also on a busy machine."""
 
-ROLL_CALL_PAUSE_PERIODS: Final = 5
+LAST_CALL_PERIODS: Final = 2
+"""Those that were found dead get this long to answer. They make every declaration of a death wait so long."""
+
+ROLL_CALLS_MAX: Final = 3
+"""Requests are refused after so many roll calls in a row found no quorum."""
+
+ROLL_CALL_PAUSE_PERIODS: Final = 2
 """Between two roll calls, when the first found no quorum."""
 
 SPACING_S: Final = 0.000_5
@@ -54,6 +60,7 @@ class Leader:
         self._alarm: asyncio.TimerHandle | None = None
         self._roll_call_s = 0.0
         """No roll call before this time."""
+        self._roll_calls_failed = 0
 
     def wake(self) -> None:
         """The view has changed, or somebody was found dead: look what is to be done."""
@@ -116,7 +123,8 @@ class Leader:
             if self._wake.is_set():
                 return  # the view has changed meanwhile: look again
             if alive is None:
-                self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))
+                if self._roll_calls_failed >= ROLL_CALLS_MAX:
+                    self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))
                 return
             deaths = [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
         async with cls.lock:
@@ -156,7 +164,9 @@ class Leader:
             self._set_alarm(self._roll_call_s)
             return None
         names = [name for name, member in view.members.items() if member.live and name != cls.name]
-        answers = await asyncio.gather(*(self._roll(name, view) for name in names))
+        answers = await asyncio.gather(
+            *(self._roll(name, view, LAST_CALL_PERIODS if name in dead else ROLL_CALL_PERIODS) for name in names)
+        )
         present = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
         alive = [cls.name, *(name for name, (_, member) in present.items() if member)]
         for name in alive:
@@ -169,19 +179,21 @@ class Leader:
         if later:
             cls.pull(max(later, key=lambda name: present[name][0]))
         elif masters.has_quorum(view, [cls.name, *present]):
+            self._roll_calls_failed = 0
             return alive
         else:
             cls.env.log.warning("%s sees %d of %d online members", cls.name, len(present) + 1, len(view.online))
+        self._roll_calls_failed += 1
         self._roll_call_s = cls.now_s() + ROLL_CALL_PAUSE_PERIODS * cls.tunables.period_s
         self._set_alarm(self._roll_call_s)
         return None
 
-    async def _roll(self, name: str, view: View) -> tuple[tuple[int, int], bool] | None:
+    async def _roll(self, name: str, view: View, periods: int) -> tuple[tuple[int, int], bool] | None:
         """One member's version and whether it is a member; ``None`` when it does not answer."""
         cls = self._cls
-        timeout_s = ROLL_CALL_PERIODS * cls.tunables.period_s
+        timeout_s = periods * cls.tunables.period_s
         try:
-            reply = await cls.endpoint.call(name, "cls", "roll_call", *view.version, timeout_s=timeout_s, attempts=2)
+            reply = await cls.endpoint.call(name, "cls", "roll_call", *view.version, timeout_s=timeout_s)
             epoch, digest, member = reply.value
             return (int(epoch), int(digest)), bool(member)
         except (GoStoreError, ValueError, TypeError):
