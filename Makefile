@@ -16,7 +16,7 @@ demo: $(VENV)/.core compiled
 	$(BIN)/gostore demo
 
 lab: $(VENV)/.notebook compiled
-	$(BIN)/jupyter lab notebooks/01_first_cluster.ipynb
+	$(BIN)/jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/01_first_cluster.ipynb
 
 test: lint types unit notebooks browser
 

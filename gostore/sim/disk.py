@@ -305,6 +305,9 @@ class SimDisk:
         inode.cached[offset] ^= 1 << bit
         if offset < len(inode.durable):
             inode.durable[offset] ^= 1 << bit
+        if inode.pending.changes:
+            # It goes to the medium with what was written and not synced.
+            inode.pending.add((offset, bytes(inode.cached[offset : offset + 1])))
         self.coverage["corrupted"] += 1
 
     def power_cut(self) -> None:

@@ -292,8 +292,13 @@ def test_a_flipped_bit_survives_everything() -> None:
     made.corrupt("d/f", 1, bit=3)
     made.power_cut()
     assert made.read_bytes("d/f") == b"\x00\x08"
-    for offset, bit in ((2, 0), (-1, 0), (0, 8)):
-        with pytest.raises(ValueError, match="2 bytes of 8 bits"):
+    made.open("d/f").append(b"\x00")
+    made.corrupt("d/f", 2)
+    asyncio.run(made.open("d/f").sync())
+    made.power_cut()
+    assert made.read_bytes("d/f") == b"\x00\x08\x01"
+    for offset, bit in ((3, 0), (-1, 0), (0, 8)):
+        with pytest.raises(ValueError, match="3 bytes of 8 bits"):
             made.corrupt("d/f", offset, bit)
 
 

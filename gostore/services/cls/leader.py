@@ -120,8 +120,6 @@ class Leader:
             if not (dead or self._requests or cls.view.in_states(*WAITING)):
                 return
             alive = await self._call_the_roll(dead)
-            if self._wake.is_set():
-                return  # the view has changed meanwhile: look again
             if alive is None:
                 if self._roll_calls_failed >= ROLL_CALLS_MAX:
                     self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))

@@ -197,7 +197,7 @@ class Database:
             shard = self.shard_of(holder, key)
             at = None if snapshot is None else snapshot.get(shard)
             args = [holder.physical, key, list(path), at]
-            return Versioned.from_wire(await self._router.call(shard, "get", args, deadline_s))
+            return Versioned.from_wire(await self._router.read(shard, "get", args, deadline_s))
 
         return await self._with_containers([container], run)
 
@@ -230,7 +230,7 @@ class Database:
             async def scan_shard(shard: int) -> Any:
                 at = None if snapshot is None else snapshot.get(shard)
                 args = [holder.physical, start, stop, limit, at]
-                return await self._router.call(shard, "scan", args, deadline_s)
+                return await self._router.read(shard, "scan", args, deadline_s)
 
             answers = await self._all_shards(shards, scan_shard)
             return merge_pages(container, start, stop, limit, dict(zip(shards, answers, strict=True)))

@@ -70,6 +70,13 @@ class Router:
         """The answer of the shard's primary. For functions that may run twice."""
         return await self.call_again(shard, function, lambda repeated: args, deadline_s)
 
+    async def read(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any:
+        """As :meth:`call`, for what has no effect: a failure is always definite."""
+        try:
+            return await self.call(shard, function, args, deadline_s)
+        except Timeout as error:
+            raise Unavailable(f"shard {shard} cannot be read: {error.details.get('why', error.message)}") from None
+
     async def call_again(self, shard: int, function: str, args: Callable[[bool], list[Any]], deadline_s: float) -> Any:
         """As :meth:`call`; ``args(repeated)`` is told whether an attempt before may have had its effect.
 
@@ -101,7 +108,7 @@ class Router:
             pause_s = min(2 * pause_s, PAUSE_S[1])
         where = f"shard {shard} ({function}) at {self._primary(shard)}"
         if repeated:
-            raise Timeout(f"{where} did not answer in time, and it may have happened: {last.message}")
+            raise Timeout(f"{where} did not answer in time, and it may have happened: {last.message}", why=last.message)
         raise Unavailable(f"{where} cannot be served: {last.message}")
 
     async def _pause(self, pause_s: float, deadline_s: float) -> None:

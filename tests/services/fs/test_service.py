@@ -252,32 +252,41 @@ def test_writers_deleters_and_collections_at_once_lose_nothing(kit: SimpleNamesp
     kit.run(main)
 
 
-def test_a_reader_of_a_file_that_is_replaced_gets_one_version_or_the_other(kit: SimpleNamespace) -> None:
+def test_overwriting_alone_frees_the_old_chunks(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            await cluster.ask("n1", "write", "/f", data=blob(20_000))
+            await cluster.ask("n2", "write", "/f", data=b"small")
+            await cluster.settle()
+            assert not any(disk.data for disk in cluster.disks.values())
+
+    kit.run(main)
+
+
+def test_a_reader_of_a_file_that_is_replaced_meanwhile_gets_the_new_one(kit: SimpleNamespace) -> None:
+    """It has read the header when the file is replaced, and the chunks of that header are collected."""
+
     async def main() -> None:
         async with kit.Cluster() as cluster:
             old, new = blob(20_000, 1), blob(20_000, 2)
             await cluster.ask("n1", "write", "/f", data=old)
-            replaced = False
+            replicas = cluster.nodes["n3"].fs.replicas
+            fetch = replicas.fetch
+            replaced = asyncio.Lock()
+            done: list[Any] = []
 
-            async def replace() -> None:
-                await cluster.ask("n2", "write", "/f", data=new)
-                await cluster.ask("n2", "collect")
+            async def late(*args: Any) -> bytes:
+                async with replaced:
+                    if not done:
+                        await cluster.ask("n2", "write", "/f", data=new)
+                        done.append(await cluster.ask("n2", "collect"))
+                return await fetch(*args)
 
-            def watch(source: str, _to: str, service: str, function: str, _args: Any) -> None:
-                nonlocal replaced
-                if function == "read" and not replaced:
-                    replaced = True
-                    task = asyncio.ensure_future(replace())
-                    cluster.nodes["n3"].env.tasks.start(wait(task), name="replace")
-
-            async def wait(task: Any) -> None:
-                await task
-
-            cluster.before_call = watch
-            _, got = await cluster.ask("n3", "read", "/f")
-            assert got in (old, new)
-            await asyncio.sleep(10)
-            assert (await cluster.ask("n3", "read", "/f"))[1] == new
+            replicas.fetch = late
+            header, got = await cluster.ask("n3", "read", "/f")
+            assert got == new
+            assert header["version"] == 2
+            assert done[0]["chunks"] == 15
 
     kit.run(main)
 
