@@ -1,1 +1,0 @@
-"""One Raft core, many groups."""
