@@ -7,8 +7,10 @@ import gc
 import threading
 import weakref
 
+import aiohttp
 import pytest
 
+from gostore.core.auth import rest_token
 from gostore.core.errors import BadRequest, ConfigError, NotFound, PolicyError, Timeout, Unavailable
 from gostore.sim import simulate
 from gostore.sim.errors import DeterminismError
@@ -147,6 +149,23 @@ def test_a_node_is_added_and_a_policy_installed():
         assert (node.name, node.state) == ("n4", "online")
         cluster.install_sync("placement", Backwards)
         assert cluster.locate_sync("key")["owners"] == ["n4", "n3", "n2"]
+
+
+def test_rest_inside_the_world():
+    with simulate(3, seed=1) as cluster:
+
+        async def client():
+            url = await cluster.rest_url()
+            token = {"Authorization": f"Bearer {rest_token(cluster._secret)}"}
+            async with aiohttp.ClientSession(headers=token) as session:
+                async with session.post(f"{url}/a/b?type=text/plain", data=b"hello") as response:
+                    assert response.status < 300
+                async with session.get(f"{url}/a/b") as response:
+                    assert response.headers["Date"].startswith("Thu, 01 Jan 2026 00:00:")
+                    return await response.text()
+
+        assert cluster.run(client()) == "hello"
+        assert cluster.fs.read_sync("/a/b") == b"hello"
 
 
 def test_mistakes():

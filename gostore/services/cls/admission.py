@@ -28,6 +28,7 @@ from gostore.config import split_host_port
 from gostore.core.address import Address
 from gostore.core.errors import AlreadyExists, BadRequest, GoStoreError, Unavailable
 from gostore.services.cls import masters
+from gostore.services.cls.history import INCARNATIONS_PER_LIFE
 from gostore.services.cls.masters import Join
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Admission:
     def __init__(self, cls: ClsService, patience: Patience) -> None:
         self._cls = cls
         self._patience = patience
+        self._asked = False
+        """Whether this life has asked to be let in before: it may have been, and not been told."""
 
     async def enter(self, saved: View | None) -> None:
         """Return when this node is a member (joining or further).
@@ -96,18 +99,11 @@ class Admission:
             cls.env.rng.shuffle(others)
             return [*others[:ASKED_MAX], *self._contacts()]
 
-        while not cls.is_member:
-            try:
-                await self._join_through(contacts, give_up_s=None)
-            except BadRequest as error:
-                cls.env.fatal(f"cannot join again: {error.message}")
-                return
-            except AlreadyExists as error:
-                known = error.details.get("incarnation")
-                if error.details.get("live") or not isinstance(known, int) or known < cls.incarnation:
-                    cls.env.fatal(f"cannot join again: {error.message}")
-                    return
-                cls.rise(known)  # it was declared dead in a later incarnation than this node knew
+        self._asked = True
+        try:
+            await self._join_through(contacts, give_up_s=None)
+        except (AlreadyExists, BadRequest) as error:
+            cls.env.fatal(f"cannot join again: {error.message}")
 
     def _contacts(self) -> list[str | Address]:
         """``config.join`` without ourselves. A contact is HOST:TCP_PORT, so its UDP port is not known (0)."""
@@ -153,16 +149,40 @@ class Admission:
     async def _ask_to_join(self, contact: str | Address, timeout_s: float) -> None:
         """One request. It may be answered by the master directly; asking twice harms nothing."""
         cls, join = self._cls, self._request()
-        reply = await cls.endpoint.call(
-            contact, "cls", "join", join.address.to_wire(), join.rest_port, join.incarnation, join.weight,
-            timeout_s=timeout_s,
-        )  # fmt: skip
+        try:
+            reply = await cls.endpoint.call(
+                contact, "cls", "join", join.address.to_wire(), join.rest_port, join.incarnation, join.weight,
+                timeout_s=timeout_s,
+            )  # fmt: skip
+        except AlreadyExists as error:
+            raise self._refused(error) from None
+        finally:
+            self._asked = True
         try:
             master, wire = reply.value
             view = View.from_wire(wire, cls.cache)
         except (ValueError, TypeError) as error:
             raise Unavailable(f"{contact} answered a join with what cannot be read: {error}") from None
         await cls.adopt(view, str(master))
+
+    def _refused(self, error: AlreadyExists) -> GoStoreError:
+        """A name that is taken, or only by ourselves: let in by an earlier request, never told, and dead since.
+
+        Then the incarnation is of this life, and an earlier request there was; a node that comes for the first time
+        under a name that was here is another one, or has lost its data.
+        """
+        cls, known = self._cls, error.details.get("incarnation")
+        first = cls.endpoint.incarnation
+        if (
+            self._asked
+            and not error.details.get("live")
+            and error.details.get("address") == cls.endpoint.address.to_wire()
+            and isinstance(known, int)
+            and first <= known < first + INCARNATIONS_PER_LIFE
+        ):
+            cls.rise(known)
+            return Unavailable(f"{cls.name} was declared dead in incarnation {known}; it joins in {cls.incarnation}")
+        return error
 
     # After a restart
 
@@ -172,6 +192,9 @@ class Admission:
         while not cls.is_member:
             answers = await self._ask_around(saved, contacts)
             saved = max([saved, *(a.view for a in answers if a.view is not None)], key=lambda view: view.version)
+            me = saved.members[cls.name]
+            if cls.incarnation <= me.incarnation < cls.endpoint.incarnation + INCARNATIONS_PER_LIFE:
+                cls.rise(me.incarnation)  # let in in this life, never told, and dead since
             running = [a for a in answers if a.member and a.master not in (None, cls.name)]
             try:
                 if running:

@@ -310,6 +310,7 @@ def _join(draft: _Draft, join: Join) -> None:
             f"a node {join.name!r} {doing}, in incarnation {old.incarnation}; the one at {join.address} comes in "
             f"{join.incarnation}, so it is another node, or has lost its data directory: choose another name",
             incarnation=old.incarnation,
+            address=old.address.to_wire(),
             live=old.live,
         )
     if old.live:

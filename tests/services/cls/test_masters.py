@@ -159,7 +159,8 @@ def test_another_node_of_the_same_name_is_refused(state: NodeState) -> None:
     (refusal,) = cluster.ask(join(2, port=7777))
     assert isinstance(refusal, AlreadyExists)
     assert "choose another name" in str(refusal)
-    assert refusal.details == {"incarnation": 1, "live": state is ONLINE}
+    where = cluster.view.members["n2"].address.to_wire()
+    assert refusal.details == {"incarnation": 1, "live": state is ONLINE, "address": where}
 
 
 def test_a_restarted_node_is_back_with_its_seat_and_seniority() -> None:
