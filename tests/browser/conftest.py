@@ -35,12 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tools() -> ModuleType:
-    """:mod:`tests/browser/driver.py`; skips where there is no browser, unless ``GOSTORE_REQUIRE_BROWSER=1``."""
+    """:mod:`tests/browser/driver.py`; skips where there is no browser, unless ``REQUIRE_BROWSER=1``."""
     pytest.importorskip("selenium")
     module = load(Path(__file__).parent / "driver.py")
     if reason := module.missing():
-        if os.environ.get("GOSTORE_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"GOSTORE_REQUIRE_BROWSER=1, and {reason}")
+        if os.environ.get("REQUIRE_BROWSER") == "1":
+            pytest.fail(f"REQUIRE_BROWSER=1, and {reason}")
         pytest.skip(reason)
     return module
 

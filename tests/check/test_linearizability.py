@@ -368,6 +368,23 @@ def test_many_unknown_writes_stay_cheap() -> None:
     assert [o.result for o in counterexample.operations] == [9]
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_which_unknown_operation_was_used_matters(swap: bool) -> None:
+    """Two unknown operations lead to the same state; only one of them can do so again later."""
+    history = History("register")
+    unknown = [("write", 1), ("cas", [None, 1])]
+    for kind, argument in reversed(unknown) if swap else unknown:
+        history.info(history.invoke("u", kind, "x", argument))
+    for seen in (1, 2, 1):
+        if seen == 2:
+            history.ok(history.invoke("a", "write", "x", 2))
+        history.ok(history.invoke("r", "read", "x"), seen)
+    assert check_linearizable(history).verdict is Verdict.LINEARIZABLE
+    history.ok(history.invoke("a", "write", "x", 2))
+    history.ok(history.invoke("r", "read", "x"), 1)
+    assert check_linearizable(history).verdict is Verdict.NOT
+
+
 def test_object_versions() -> None:
     history = History("object")
     history.ok(history.invoke("a", "set", "k", {"n": 1}), 4)

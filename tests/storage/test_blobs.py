@@ -309,6 +309,40 @@ def test_a_crash_at_every_boundary(kit: Any) -> None:
     assert points >= {"append", "sync", "sync_dir", "rename", "open", "mkdir", "remove"}
 
 
+def test_what_a_killed_node_left_is_on_the_medium_after_the_opening(kit: Any) -> None:
+    """A name that only the page cache knew is found, promised, and must not go with the power afterwards."""
+
+    async def main(seed: int) -> None:
+        disk, key = kit.disk(seed), key_of(b"data")
+        rename = disk.rename
+
+        def die(old: str, new: str) -> None:
+            rename(old, new)
+            disk.stall()
+
+        disk.rename = die
+        async with opened(kit, disk) as store:
+            putting = asyncio.ensure_future(store.put(key, b"data"))
+            while not disk.exists(f"blobs/{key[:2]}/{key}"):  # noqa: ASYNC110 (there is no event for it)
+                await asyncio.sleep(0)
+            disk.process_died()
+            await store.env.tasks.stop()
+            putting.cancel()
+            # The dead do not clean up: their file is still there.
+            disk.remove = lambda name: None
+            await asyncio.wait([putting])
+            del disk.remove
+        disk.resume()
+        async with opened(kit, disk) as store:
+            assert await store.put(key, b"data") is False
+        disk.power_cut()
+        async with opened(kit, disk) as store:
+            assert store.get(key) == b"data"
+
+    for seed in range(20):
+        kit.run(main(seed))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(0, 400))
 def test_whatever_is_cancelled_the_index_is_what_is_on_the_disk(kit: Any, seed: int, turns: int) -> None:

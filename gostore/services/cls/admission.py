@@ -192,8 +192,9 @@ class Admission:
         while not cls.is_member:
             answers = await self._ask_around(saved, contacts)
             saved = max([saved, *(a.view for a in answers if a.view is not None)], key=lambda view: view.version)
-            me = saved.members[cls.name]
-            if cls.incarnation <= me.incarnation < cls.endpoint.incarnation + INCARNATIONS_PER_LIFE:
+            me = saved.members.get(cls.name)
+            this_life_end = cls.endpoint.incarnation + INCARNATIONS_PER_LIFE
+            if me is not None and cls.incarnation <= me.incarnation < this_life_end:
                 cls.rise(me.incarnation)  # let in in this life, never told, and dead since
             running = [a for a in answers if a.member and a.master not in (None, cls.name)]
             try:
