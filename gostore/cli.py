@@ -39,6 +39,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             if kwargs.get("as_json"):
                 click.echo(json.dumps({"error": error.code, "message": error.message, "definite": error.definite}))
             raise click.ClickException(error.message) from None
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from None
 
     return run
 
@@ -64,7 +66,9 @@ def main() -> None:
 
 
 @main.command()
-@nodes_option
+@click.option(
+    "--nodes", default=5, show_default=True, type=click.IntRange(2, 64), help="How many; one of them is killed."
+)
 @click.option(
     "--path", type=click.Path(path_type=Path), help="The directory tree to store.  [default: Python's own library]"
 )
@@ -78,6 +82,8 @@ def demo(nodes: int, path: Path | None, kill: str | None, as_json: bool) -> None
 
     files = real_files(path or standard_library())
     cluster = gs.launch(nodes)
+    if kill is not None and kill not in cluster.nodes:
+        raise BadRequest(f"--kill {kill}: there is no such node; there are {', '.join(cluster.nodes)}")
 
     async def job() -> Any:
         async with cluster:

@@ -119,7 +119,7 @@ def test_the_page_is_served(running: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["demo", "--path", "/no/such/folder", "--nodes", "1"], ["/no/such/folder", "not a directory"]),
+        (["demo", "--path", "/no/such/folder", "--nodes", "2"], ["/no/such/folder", "not a directory"]),
         (["fs", "ls", "--at", "/no/such/cluster"], ["/no/such/cluster", "gostore up"]),
         (["node", "--name", "n1"], ["secret"]),
         (["node", "--config", "/no/such.toml"], ["/no/such.toml", "cannot be read"]),

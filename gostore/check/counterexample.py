@@ -7,7 +7,9 @@ would have one, too.
    that the search never placed is where to begin; as prefixes of what has an order have one, halving finds the end.
 2. *The latest start.* At a quiescent cut everything required has returned before anything that follows is invoked. All
    states that the object can have there are enumerated; when they are few, the past is replaced by them. (Horn &
-   Kroening, "Faster linearizability checking via P-compositionality", FORTE 2015, cut by key; this cuts by time.)
+   Kroening, "Faster linearizability checking via P-compositionality", FORTE 2015, cut by key; this cuts by time.) In
+   long histories that never come to rest the cut is made in the middle of things: the configurations there then say
+   which of the running operations have been placed.
 3. *Lifting.* Operation by operation (in halves first, as in Zeller & Hildebrandt, "Simplifying and isolating
    failure-inducing input", TSE 2002) the constraint is lifted: a read is dropped, anything else becomes optional, which
    means that it may have happened within its interval, with any result, or not at all. Operations whose lifting keeps
@@ -28,8 +30,9 @@ from gostore.check.history import Operation, Outcome
 from gostore.check.models import Model, show_operation, show_value
 from gostore.check.search import Budget, Configuration, Found, Item, Problem, Search, open_classes
 
-EXPLAIN_STEPS_MAX: Final = 300_000
-"""Steps of the model for one explanation, about a second."""
+EXPLAIN_STEPS_MIN: Final = 300_000
+EXPLAIN_EACH: Final = 3
+"""Steps of the model for one explanation: about a second, or so many times what the verdict took."""
 
 PROBE_STEPS_MIN: Final = 2_000
 PROBE_STEPS_EACH: Final = 50
@@ -38,8 +41,14 @@ PROBE_STEPS_EACH: Final = 50
 CUTS_MAX: Final = 8
 """Quiescent cuts that are tried, from the latest. More: a longer way back to the operation that was forgotten."""
 
+WINDOW_MAX: Final = 128
+"""Operations in a window between two moments of rest; a longer one is cut somewhere."""
+
 STATES_MAX: Final = 3
 """States at the start of a window that a reader can keep in mind."""
+
+SHOWN_MAX: Final = 30
+"""Operations in a text; of a larger counterexample these are the last."""
 
 COLUMNS_MAX: Final = 90
 """Width of the time line; more moments than fit are squeezed."""
@@ -66,7 +75,9 @@ class Counterexample:
         count = len(self.operations)
         these = "this operation" if count == 1 else f"these {count} operations"
         lines = [f"{name}no order of {these} explains every result", f"  before: {' or '.join(self.states)}"]
-        lines += [f"  {line}" for line in time_line(self.operations)]
+        if count > SHOWN_MAX:
+            lines.append(f"  ... and {count - SHOWN_MAX} operations before these")
+        lines += [f"  {line}" for line in time_line(self.operations[-SHOWN_MAX:])]
         if self.others:
             lines.append(
                 f"  Others in this window that make no difference, whether or not they happened: {self.others}."
@@ -79,19 +90,23 @@ class Counterexample:
 
 
 def explain(key: Any, problem: Problem, stuck: int, budget: Budget) -> Counterexample:
-    """``stuck``: the first required operation that the exhausted search never placed (:attr:`Search.deepest`)."""
-    left = budget.part(EXPLAIN_STEPS_MAX)
-    problem = _shortest_prefix(problem, stuck, left)
+    """``stuck``: the first required operation that the exhausted search never placed (:attr:`Search.deepest`).
+
+    ``budget`` bounds the explanation; without any, all operations of the prefix are the counterexample.
+    """
+    problem = _shortest_prefix(problem, stuck, budget)
     best: Counterexample | None = None
     for cut in _cuts(problem.items):
-        starts = _starts(problem, cut, left)
+        if best is not None and len(problem.items) - cut > WINDOW_MAX:
+            break
+        starts = _starts(problem, cut, budget)
         states = tuple(dict.fromkeys(problem.model.show(state) for _, _, state, _ in starts))
         if not starts or (cut and len(states) > STATES_MAX):
             continue
-        kept, minimal = _lift(problem, cut, starts, left)
+        kept, minimal = _lift(problem, cut, starts, budget)
         operations = tuple(sorted((problem.items[i].operation for i in kept), key=lambda o: o.invoked))
         found = Counterexample(key, operations, states, len(problem.items) - cut - len(kept), minimal)
-        if cut == 0 or any(not problem.items[i].call.reads for i in kept):
+        if any(not problem.items[i].call.reads for i in kept):
             # A read alone beside a state convinces nobody: look back until the operation shows that it contradicts.
             return found if best is None or len(operations) <= len(best.operations) + 3 else best
         best = best or found
@@ -117,7 +132,8 @@ def _shortest_prefix(problem: Problem, stuck: int, left: Budget) -> Problem:
 
 
 def _probe(problem: Problem, starts: Sequence[Configuration], operations: int, left: Budget) -> Found:
-    """Search with a part of the budget."""
+    """Search with a part of the budget; building the problem costs, too."""
+    left.steps -= operations // 4
     part = left.part(_probe_steps(operations))
     before = part.steps
     found = Search(problem, part).run(starts)
@@ -136,15 +152,19 @@ def _prefix(problem: Problem, last: int) -> Problem:
 
 
 def _cuts(items: Sequence[Item]) -> Iterator[int]:
-    """Quiescent cuts, the latest first, and 0."""
+    """Where a window may begin: quiescent cuts, the latest first; in a long history any; and 0."""
+    count = len(items)
     earliest, tried = items[-1].invoked, 0
-    for cut in range(len(items) - 1, 0, -1):
+    for cut in range(count - 1, max(count - WINDOW_MAX, 0), -1):
         earliest = min(earliest, items[cut].invoked)
-        if items[cut - 1].returned < earliest:
+        if items[cut - 1].returned < earliest and tried < CUTS_MAX:
             yield cut
             tried += 1
-            if tried == CUTS_MAX:
-                break
+    if count > WINDOW_MAX:
+        size = 4
+        while size <= WINDOW_MAX:
+            yield count - size
+            size *= 2
     yield 0
 
 
@@ -152,7 +172,7 @@ def _starts(problem: Problem, cut: int, left: Budget) -> list[Configuration]:
     """Every configuration at the cut; none when there was no time to find out."""
     if cut == 0:
         return [problem.start]
-    probe = left.part(_probe_steps(cut))
+    probe = left.part(left.steps // 3)
     before = probe.steps
     search = Search(problem, probe, upto=cut, every=True)
     found = search.run([problem.start])
@@ -162,34 +182,36 @@ def _starts(problem: Problem, cut: int, left: Budget) -> list[Configuration]:
 
 def _lift(problem: Problem, cut: int, starts: Sequence[Configuration], left: Budget) -> tuple[list[int], bool]:
     """The items of the window whose constraints suffice for the failure, and whether every question was answered."""
-    kept = list(range(cut, len(problem.items)))
+    window = problem.items[cut:]
+    lifted = [_lifted(problem.model, item) for item in window]
+    starts = [(first - cut, mask, state, used) for first, mask, state, used in starts]
+    kept = list(range(len(window)))
     answered = True
     size = len(kept)
     while size:
         at = 0
         while at < len(kept):
+            if left.steps <= 0:
+                return [cut + i for i in kept], False
             trial = kept[:at] + kept[at + size :]
-            found = _probe(_lifted(problem, cut, trial), starts, len(problem.items) - cut, left)
+            items = lifted.copy()
+            for index in trial:
+                items[index] = window[index]
+            found = _probe(Problem(problem.model, items, problem.open), starts, len(window), left)
             if found is Found.NONE:
                 kept = trial
             else:
                 answered = answered and (size > 1 or found is Found.ORDER)
                 at += size
         size //= 2
-    return kept, answered
+    return [cut + i for i in kept], answered
 
 
-def _lifted(problem: Problem, cut: int, kept: Sequence[int]) -> Problem:
-    """The problem with the constraints of the window lifted, but for those of the items ``kept``."""
-    items = list(problem.items[:cut])
-    keep = frozenset(kept)
-    for index in range(cut, len(problem.items)):
-        item = problem.items[index]
-        if index in keep:
-            items.append(item)
-        elif not item.call.reads:
-            items.append(_optional(problem.model, item))
-    return Problem(problem.model, items, problem.open)
+def _lifted(model: Model, item: Item) -> Item:
+    """The item without its constraint."""
+    if item.call.reads:
+        return replace(item, call=replace(item.call, rank=0), dropped=True)
+    return _optional(model, item)
 
 
 def _optional(model: Model, item: Item) -> Item:

@@ -11,13 +11,15 @@ Edges, each from the transaction that must come first:
 A range that was read counts as a read of every key in it: of those that were not there, as version 0; so phantoms are
 anti-dependencies like others.
 
-Transactions of unknown outcome count once somebody saw them: where a version was written by no transaction that is
-known to have committed, and exactly one of unknown outcome wanted to write the key, it was that one. Otherwise an
-unnamed writer stands for whoever it was: its versions and their order are facts, too.
+Everything that writes while the history is recorded has to be in it. Transactions of unknown outcome count once
+somebody saw them: where a version was written by no transaction that is known to have committed, and exactly one of
+unknown outcome can have written it, it was that one. Otherwise an unnamed writer stands for whoever it was (what was
+there before the history began, say): its versions and their order are facts, too.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,8 +73,10 @@ class _Builder:
         while known != sum(self.committed):  # who is found out to have committed has reads of its own
             known = sum(self.committed)
             for key, versions in self._versions_read().items():
-                for version in versions:
-                    self._find_writer(key, version)
+                began_absent = 0 in versions and key not in self.deleted
+                for version in sorted(versions):
+                    if version:
+                        self._find_writer(key, version, versions[version], began_absent=began_absent)
         self._add_version_order()
         for node, transaction in enumerate(self.transactions):
             if self.committed[node]:
@@ -119,33 +123,37 @@ class _Builder:
         if node < len(self.transactions) and key in self.transactions[node].deletes:
             self.deleted.setdefault(key, []).append(version)
 
-    def _versions_read(self) -> dict[str, list[int]]:
-        """key -> versions above 0 that committed transactions read, in order."""
-        seen: dict[str, dict[int, None]] = {}
+    def _versions_read(self) -> dict[str, dict[int, int]]:
+        """key -> version -> when the first committed transaction that read it had returned."""
+        seen: dict[str, dict[int, int]] = {}
         for node, transaction in enumerate(self.transactions):
             if self.committed[node]:
+                returned = sys.maxsize if transaction.returned is None else transaction.returned
                 for read in transaction.reads:
-                    if read.version:
-                        seen.setdefault(read.key, {})[read.version] = None
-        return {key: sorted(versions) for key, versions in seen.items()}
+                    versions = seen.setdefault(read.key, {})
+                    versions[read.version or 0] = min(versions.get(read.version or 0, sys.maxsize), returned)
+        return seen
 
-    def _find_writer(self, key: str, version: int) -> None:
-        """Make sure that somebody is known to have written what was read."""
+    def _find_writer(self, key: str, version: int, seen: int, *, began_absent: bool) -> None:
+        """Make sure that somebody is known to have written what was read, and seen at this position."""
         written = self.writers.get(key, {})
         if version in written or (key, version) in self.passing or (key, version) in self.aborted:
             return
-        candidates = self.unresolved.get(key, [])
-        if len(candidates) == 1:
+        candidates = [node for node in self.unresolved.get(key, ()) if self.transactions[node].invoked < seen]
+        there_before = version < min(written, default=version + 1) and not began_absent
+        if len(candidates) == 1 and not there_before:
             self.committed[candidates[0]] = True
-            self._install(candidates.pop(), key, version)
+            self.unresolved[key].remove(candidates[0])
+            self._install(candidates[0], key, version)
             return
-        if not candidates and version > min(written, default=version):
-            if key in self.refused:
-                self.aborted[key, version] = self.refused[key][0]
-                return
+        if not candidates and not there_before and key in self.refused:
+            self.aborted[key, version] = self.refused[key][0]
+            return
+        if candidates:
+            names = ", ".join(self.result.names[node] for node in candidates[:5])
+            self.result.doubts.append(f"version {version} of {key} may be of a transaction of unknown outcome: {names}")
+        elif not there_before:
             self.result.doubts.append(f"version {version} of {key} was read, and nobody is known to have written it")
-        elif candidates:
-            self.result.doubts.append(f"version {version} of {key} may be of any of {len(candidates)} transactions")
         self.result.names.append(f"(unnamed writer of version {version} of {key})")
         self._install(len(self.result.names) - 1, key, version)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from gostore.check.counterexample import Counterexample, explain
+from gostore.check.counterexample import EXPLAIN_EACH, EXPLAIN_STEPS_MIN, Counterexample, explain
 from gostore.check.history import History, Operation
 from gostore.check.models import Frozen, Model, freeze, model_named, show_value
 from gostore.check.search import MEMORY_BYTES_MAX, STEPS_MAX, Budget, Found, Problem, Search
@@ -119,5 +119,6 @@ def check_key(model: Model, operations: list[Operation], budget: Budget, *, expl
         return KeyVerdict(key, Verdict.LINEARIZABLE, len(operations), steps)
     if found is Found.OUT_OF_BUDGET:
         return KeyVerdict(key, Verdict.UNKNOWN, len(operations), steps)
-    why = explain(key, problem, search.deepest, Budget()) if explained else None
+    effort = Budget(max(EXPLAIN_STEPS_MIN, EXPLAIN_EACH * steps), budget.memory_bytes)
+    why = explain(key, problem, search.deepest, effort) if explained else None
     return KeyVerdict(key, Verdict.NOT, len(operations), steps, why)

@@ -68,13 +68,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A required or optional operation of a search, with its interval of positions."""
+    """A required or optional operation of a search, with its interval of positions. ``dropped``: as if it were not."""
 
     operation: Operation
     call: Call
     invoked: int
     returned: int
     optional: bool = False
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ class Search:
                 item = items[index]
                 if item.call.reads and not mask & bit:
                     self._budget.steps -= 1
-                    if step(state, item.call) == state:
+                    if item.dropped or step(state, item.call) == state:
                         mask |= bit
                         placed = True
             first, mask = _normal(first, mask)

@@ -33,6 +33,9 @@ from gostore.check.transactions import Transaction, transactions_of
 TRIES_MAX: Final = 500
 """Edges of one component from which a cycle of one kind is sought. More: shorter cycles in a badly broken history."""
 
+SHOWN_MAX: Final = 10
+"""Anomalies and doubts in a text."""
+
 BREAKS: Final[dict[str, str]] = {
     "duplicate version": "versions are unique",
     "G0": "read uncommitted (PL-1)",
@@ -112,10 +115,12 @@ class Serializability:
         """The verdict, every anomaly with its cycle in words, and what could not be known."""
         says = {Serializable.NOT: "not serializable"}.get(self.verdict, self.verdict.value)
         lines = [f"{says}: {self.transactions} transactions, {self.edges} dependencies"]
-        for anomaly in self.anomalies:
+        for anomaly in self.anomalies[:SHOWN_MAX]:
             lines.append(f"{anomaly.name}, so this is not {anomaly.breaks}:")
             lines += [f"  {line}" for line in anomaly.text.splitlines()]
-        lines += [f"unknown: {doubt}" for doubt in self.doubts[:10]]
+        if len(self.anomalies) > SHOWN_MAX:
+            lines.append(f"and {len(self.anomalies) - SHOWN_MAX} more anomalies")
+        lines += [f"unknown: {doubt}" for doubt in self.doubts[:SHOWN_MAX]]
         return "\n".join(lines)
 
     __str__ = text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import inspect
 import linecache
 import math
@@ -20,7 +21,7 @@ import types
 from typing import Any
 
 from gostore.core.errors import PolicyError
-from gostore.core.slots import PolicySource
+from gostore.core.slots import PolicySource, load_policy
 
 SOURCE_SIZE_BYTES_MAX = 1024 * 1024
 """A policy with all that it uses; larger is refused before it is sent."""
@@ -44,6 +45,17 @@ def policy_source(cls: type) -> PolicySource:
             f"at most {SOURCE_SIZE_BYTES_MAX:,} can travel"
         )
     return PolicySource(cls.__name__, source, prelude.count("\n"), first_line)
+
+
+def checked_policy(slot: str, cls: type) -> PolicySource:
+    """The same, compiled from its text and put through the slot's conformance check, before anything is started.
+
+    Raises :class:`PolicyError` that names the line at fault.
+    """
+    importlib.import_module("gostore.cluster.ring")  # declares the slot `placement`
+    source = policy_source(cls)
+    load_policy(slot, source)
+    return source
 
 
 class _Collector:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from gostore.client.connection import Connection, client_env
 from gostore.client.nodes import Life, NodeHandle
-from gostore.client.policies import policy_source
+from gostore.client.policies import checked_policy
 from gostore.client.receiver import JournalReceiver
 from gostore.client.record import read_record, write_record
 from gostore.client.thread import client_thread
@@ -122,7 +122,7 @@ class ProcessCluster(Testbed):
             self._settings, self._secret = record["settings"], secret or record["secret"]
             self.name = record["cluster"]
         self._settings = _merged(self._settings, settings)
-        sources = {slot: policy_source(policy).to_wire() for slot, policy in policies.items()}
+        sources = {slot: checked_policy(slot, policy).to_wire() for slot, policy in policies.items()}
         self._settings = _merged({"cls": {"expect": len(known)}, "policies": {}}, self._settings)
         self._settings["policies"] |= sources
         # Until all were ready once, the first node may have to found the cluster still (if it did, it knows).

@@ -17,7 +17,7 @@ import msgpack
 
 from gostore.client.connection import Connection
 from gostore.client.nodes import Life, NodeHandle
-from gostore.client.policies import policy_source
+from gostore.client.policies import checked_policy
 from gostore.config import NodeConfig
 from gostore.core.address import Address
 from gostore.core.errors import BadRequest, ConfigError, GoStoreError, NotSupported, Timeout, Unavailable
@@ -119,7 +119,9 @@ class SimCluster(Testbed):
         self._secret = hashlib.sha256(f"secret of {seed}".encode()).hexdigest()[:32]
         self._settings = _merged({"cls": {"expect": nodes}, "rest": {"port": REST_PORT}}, settings or {})
         if policies:
-            self._settings["policies"] = {slot: policy_source(policy).to_wire() for slot, policy in policies.items()}
+            self._settings["policies"] = {
+                slot: checked_policy(slot, policy).to_wire() for slot, policy in policies.items()
+            }
         self._machines: dict[str, Machine] = {}
         self._faults_seen: Events | None = None
         self.faults = SimFaults(self)

@@ -38,7 +38,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from gostore.config import KIB, MIB, StorageConfig
-from gostore.core.errors import Corrupt, GoStoreError, NotFound, TooLarge, Unavailable
+from gostore.core.errors import Corrupt, NotFound, TooLarge, Unavailable
 from gostore.core.ports import File
 from gostore.env import Env
 from gostore.storage import segments
@@ -207,8 +207,7 @@ class Wal:
             raise TooLarge(
                 f"an entry of {len(payload)} bytes; at most {self._config.record_size_bytes_max} fit into the log"
             )
-        if not (0 <= group < 1 << 32 and 0 <= term < 1 << 64 and 0 <= index < 1 << 63 and 0 <= kind < 1 << 16):
-            raise ValueError(f"group {group}, term {term}, index {index}, kind {kind}: out of the log's range")
+        _check_range(group, term, index, kind)
         self._check_room(len(payload))
         self._index.append(group, term, index, len(payload), BUFFERED | (self._written + len(self._buffer)))
         self._push(RawRecord(segments.ENTRY, group, term, index, kind, bytes(payload)))
@@ -234,6 +233,7 @@ class Wal:
         An ``index`` beyond the end drops all, and the next entry is ``index``. Raises ``Unavailable`` as
         :meth:`append`.
         """
+        _check_range(group, 0, index, 0)
         entries = self._index.groups.get(group)
         if entries is not None and index <= entries.first:
             return
@@ -281,8 +281,11 @@ class Wal:
                 self._note_synced()
             # A clean end leaves no doubt about the last batch.
             await self._current_file().sync()
-        except OSError as error:
+        except Exception as error:
+            # Without a flusher the node is as good as stopped, whatever ended it.
             self._fail("writing the log", error)
+            if not isinstance(error, OSError):
+                raise
         finally:
             # Failed, cancelled or closed: nobody will serve those who wait.
             self._failed = self._failed or "it is closed"
@@ -512,8 +515,13 @@ class Wal:
     def _unusable(self, *, definite: bool = True) -> Unavailable:
         return Unavailable(f"the log of {self._env.name} takes nothing more: {self._failed}", definite=definite)
 
-    def _fail(self, what: str, error: OSError | GoStoreError) -> None:
+    def _fail(self, what: str, error: Exception) -> None:
         if self._failed is None:
             self._failed = f"{what} failed: {error}"
             self._env.events.publish("disk_failed", what=what, error=str(error))
             self._env.fatal(f"{self._failed}; it is not tried again, as what was not synced may be gone already")
+
+
+def _check_range(group: int, term: int, index: int, kind: int) -> None:
+    if not (0 <= group < 1 << 32 and 0 <= term < 1 << 64 and 0 <= index < 1 << 63 and 0 <= kind < 1 << 16):
+        raise ValueError(f"group {group}, term {term}, index {index}, kind {kind}: out of the log's range")

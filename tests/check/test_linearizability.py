@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gostore.check import History, Operation, Outcome, Verdict, check_linearizable
-from gostore.check.counterexample import time_line
+from gostore.check.counterexample import explain, time_line
 from gostore.check.models import MODELS, REFUSED
+from gostore.check.search import Budget, Problem
 from gostore.core.errors import BadRequest
 
 # Objects written a second time, as plainly as possible: apply(state, kind, argument) -> (state, result).
@@ -333,12 +334,13 @@ def test_many_keys_are_wrong() -> None:
     assert "24 more keys are not linearizable" in result.text()
 
 
-def test_a_long_history_takes_steps_in_proportion() -> None:
+def busy(count: int) -> tuple[History, Any]:
+    """A register that four clients never leave alone, and its last value: there is no moment of rest in it."""
     rng = random.Random(5)
     history = History("register")
     state: Any = None
     running: list[tuple[Operation, Any]] = []
-    for number in range(20_000):
+    for number in range(count):
         kind = rng.choice(["read", "write"])
         operation = history.invoke(number % 5, kind, "x", number if kind == "write" else None)
         if kind == "write":
@@ -346,11 +348,38 @@ def test_a_long_history_takes_steps_in_proportion() -> None:
         running.append((operation, state if kind == "read" else None))
         while len(running) > 4:
             history.ok(*running.pop(rng.randrange(len(running))))
+    history.invoke("open", "write", "x", -1)
     for operation, result in running:
         history.ok(operation, result)
+    return history, state
+
+
+def test_a_long_history_takes_steps_in_proportion() -> None:
+    history, state = busy(5_000)
+    history.ok(history.invoke("r", "read", "x"), state)
     result = check_linearizable(history)
     assert result.verdict is Verdict.LINEARIZABLE
     assert result.steps < 20 * len(history)
+
+
+def test_a_long_history_without_rest_is_explained_in_a_window() -> None:
+    history, _ = busy(600)
+    history.ok(history.invoke("r", "read", "x"), 3)
+    result = check_linearizable(history)
+    counterexample = result.keys[0].counterexample
+    assert counterexample is not None
+    assert counterexample.operations[-1].result == 3
+    assert len(counterexample.operations) < 10
+
+
+def test_without_a_budget_the_whole_prefix_is_the_counterexample() -> None:
+    history, _ = busy(100)
+    history.ok(history.invoke("r", "read", "x"), 3)
+    problem = Problem.of(MODELS["register"], list(history))
+    shown = explain("x", problem, len(problem.items) - 1, Budget(0))
+    assert (len(shown.operations), shown.minimal) == (101, False)
+    assert "  ... and 71 operations before these" in shown.text()
+    assert len(shown.text().splitlines()) == 34
 
 
 def test_many_unknown_writes_stay_cheap() -> None:
@@ -394,6 +423,15 @@ def test_object_versions() -> None:
     history.ok(history.invoke("c", "get", "k"), [None, 0])
     assert check_linearizable(history).verdict is Verdict.LINEARIZABLE
     history.ok(history.invoke("c", "get", "k"), [{"n": 2}, 6])
+    assert check_linearizable(history).verdict is Verdict.NOT
+
+
+def test_what_a_read_taught_is_not_forgotten() -> None:
+    """The second read contradicts the first, not the write, whose version nobody was told."""
+    history = History("object")
+    history.info(history.invoke("a", "set", "k", 5))
+    for version in (6, 7):
+        history.ok(history.invoke("c", "get", "k"), [5, version])
     assert check_linearizable(history).verdict is Verdict.NOT
 
 

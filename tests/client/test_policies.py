@@ -171,3 +171,25 @@ def test_an_error_in_a_helper_shows_its_text(monkeypatch: pytest.MonkeyPatch) ->
         elsewhere(policy_source(cls))
     assert "in what it uses: TypeError" in caught.value.message
     assert "|     return hashlib.sha256(key).hexdigest()" in caught.value.message
+
+
+class _TooFar:
+    def __init__(self, nodes, replicas, tokens_per_node):  # type: ignore[no-untyped-def]
+        self.names = sorted(nodes)
+
+    def owners(self, key):  # type: ignore[no-untyped-def]
+        return self.names[len(self.names) + 5]
+
+
+class _Twice(_TooFar):
+    def owners(self, key):  # type: ignore[no-untyped-def]
+        return (self.names[0], self.names[0])
+
+
+@pytest.mark.parametrize(("cls", "part"), [(_TooFar, "self.names[len(self.names) + 5]"), (_Twice, "twice")])
+def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(cls: type, part: str) -> None:
+    import gostore as gs
+
+    with pytest.raises(PolicyError) as caught:
+        gs.launch(2, placement=cls)
+    assert part in caught.value.message

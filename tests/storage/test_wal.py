@@ -76,6 +76,8 @@ def test_truncations(kit: Any) -> None:
             log.truncate_prefix(1, 4)
             with pytest.raises(ValueError, match="begins at 4"):
                 log.truncate_suffix(1, 3)
+            with pytest.raises(ValueError, match="out of the log's range"):
+                log.truncate_prefix(2, -1)
             log.truncate_prefix(2, 50)  # as after a snapshot from elsewhere
             for missing in (3, 8):
                 with pytest.raises(NotFound, match="it has 4 to 7"):

@@ -129,9 +129,10 @@ def has_quorum(view: View, alive: Container[str]) -> bool:
 
     While nobody is online there is nothing to protect.
     """
-    voters = view.online
-    if not voters:
-        return True
+    return not view.online or _are_quorum(view, view.online, alive)
+
+
+def _are_quorum(view: View, voters: Sequence[str], alive: Container[str]) -> bool:
     votes = sum(name in alive for name in voters)
     senior = min(voters, key=lambda name: (view.members[name].joined, name))
     return 2 * votes > len(voters) or (2 * votes == len(voters) and senior in alive)
@@ -385,6 +386,8 @@ def leader_of_rebirth(view: View, back: Iterable[str]) -> str | None:
     The master of the view that was saved, or the first of its masters ring that is back.
     """
     here = frozenset(back)
-    if not has_quorum(view, here):
+    # A view in which all still wait to be online may be older than what the others saved.
+    voters = view.online or view.in_states(*WAITING)
+    if voters and not _are_quorum(view, voters, here):
         return None
     return view.master if view.master in here else next((name for name in view.masters if name in here), None)

@@ -162,7 +162,7 @@ class RestServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, self._authorization):
-            raise Unauthorized("send `Authorization: Bearer TOKEN`; `gostore up` shows the token")
+            raise Unauthorized("send `Authorization: Bearer TOKEN`; `gostore token` prints it")
         path = paths.from_bytes(unquote_to_bytes(request.rel_url.raw_path))
         match request.method:
             case "GET" | "HEAD":

@@ -281,6 +281,10 @@ def test_after_a_restart_of_all_the_saved_master_leads_again() -> None:
     assert leader_of_rebirth(view, ["n1", "n2"]) is None
     assert leader_of_rebirth(view, ["n1", "n2", "n5"]) == "n1"
     assert leader_of_rebirth(view, ["n2", "n4", "n5"]) == "n2"
+    unborn = Cluster(expect=9)
+    unborn.do(join(2), join(3))
+    assert leader_of_rebirth(unborn.view, ["n1"]) is None, "the others may know that it was born"
+    assert leader_of_rebirth(unborn.view, ["n1", "n3"]) == "n1"
     event = rebirth(view, join(1, incarnation=1001))
     born = apply(view, event)
     assert born.epoch == view.epoch + 1
