@@ -63,12 +63,17 @@ class SegmentFiles:
             parts += (segments.record_header(mark, offset, 0, record), record.payload)
             offset += RECORD_SIZE_BYTES + len(record.payload)
         file = self._disk.open(temporary, create=True)
-        self._keep(number, file)
-        file.append(b"".join(parts))
-        await file.sync()
-        self._disk.rename(temporary, self.name(number))
-        await self._disk.sync_dir(self._directory)
+        try:
+            file.append(b"".join(parts))
+            await file.sync()
+            self._disk.rename(temporary, self.name(number))
+            await self._disk.sync_dir(self._directory)
+        except BaseException:
+            file.close()
+            raise
+        # Not before: whoever reads old segments meanwhile may make room in the handles.
         self._newest = number
+        self._keep(number, file)
         return head
 
     async def remove(self, number: int) -> None:

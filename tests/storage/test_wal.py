@@ -321,6 +321,32 @@ def test_few_files_are_open(kit: Any) -> None:
     kit.run(main())
 
 
+def test_old_segments_are_read_while_a_new_one_is_made(kit: Any) -> None:
+    async def main() -> None:
+        disk = kit.disk()
+        async with kit.wal(disk) as log:
+            for _ in range(60):
+                fill(log, 1, 10)
+                await log.sync()
+            segments_before = log.statistics()["segments"]
+            disk.stall()
+            fill(log, 1, 50)
+            waiting = asyncio.create_task(log.sync())
+            for _ in range(20):  # the sync of the batch, then each step of the rotation after it
+                assert len(list(log.records(1))) == 650
+                disk.resume()
+                disk.stall()
+                await asyncio.sleep(0)
+            disk.resume()
+            await waiting
+            await until(lambda: log.statistics()["segments"] > segments_before)
+            fill(log, 1, 1)
+            await log.sync()
+            assert log.env.fatals == []
+
+    kit.run(main())
+
+
 def test_an_unclean_end_then_a_clean_one(kit: Any) -> None:
     """What a killed node wrote and did not sync is found, and safe, after the next opening."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -328,7 +328,10 @@ class LogMachine(RuleBasedStateMachine):
 def test_any_history(kit: Any) -> None:
     LogMachine.kit = kit
     LogMachine.coverage = Counter()
-    run_state_machine_as_test(LogMachine, settings=settings(max_examples=100, stateful_step_count=50, deadline=None))
+    # A history that fails is printed as it is: to shrink it takes longer than a test may.
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    options = settings(max_examples=100, stateful_step_count=50, deadline=None, phases=phases)
+    run_state_machine_as_test(LogMachine, settings=options)
     quiet = [
         name
         for name in ("torn_bytes", "records", "failed_syncs", "kept", "dropped", "torn")
