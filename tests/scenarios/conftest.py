@@ -1,7 +1,7 @@
 """Golden scenarios: text files of commands and what they print, which a person can read.
 
-A file is a sequence of steps. A step is a comment (lines that begin with ``#``), one command with its arguments, further
-lines of input if any, ``----``, and the expected output up to the next blank line::
+A file is a sequence of steps. A step is a comment (lines that begin with ``#``), one command with its arguments,
+further lines of input if any, ``----``, and the expected output up to the next blank line::
 
     # The first on the preference list does not wait for a time-out.
     start n1 n2 n3
