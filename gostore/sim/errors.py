@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from gostore.core.errors import BadRequest, GoStoreError, PolicyError, Timeout
+
+LOCATED: Final = (BadRequest, PolicyError, Timeout)
+"""What a harness did wrong, or waited for in vain: these say where in which run it was."""
+
+
+def where(seed: int | str, time_s: float, node: str | None = None) -> str:
+    """The end of a message: which run, and when in it."""
+    return f" [seed {seed!r}, virtual time {time_s:.6f} s" + (f", node {node}]" if node else "]")
+
+
+def locate(error: GoStoreError, seed: int | str, time_s: float) -> None:
+    """Let an error that ends up with the harness name its run; seed and virtual time are in ``details``, too."""
+    if isinstance(error, LOCATED) and "seed" not in error.details:
+        error.message += where(seed, time_s, error.details.get("node"))
+        error.args = (error.message,)
+        error.details |= {"seed": seed, "time_s": time_s}
+
 
 class SimulationError(RuntimeError):
     """A run cannot go on or did not end; the message names seed and virtual time, and the node where there is one.
@@ -11,8 +31,7 @@ class SimulationError(RuntimeError):
     """
 
     def __init__(self, message: str, *, seed: int | str, time_s: float, node: str | None = None) -> None:
-        where = f"seed {seed!r}, virtual time {time_s:.6f} s" + (f", node {node}" if node else "")
-        super().__init__(f"{message} [{where}]")
+        super().__init__(f"{message}{where(seed, time_s, node)}")
         self.seed = seed
         self.time_s = time_s
         self.node = node

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
 import weakref
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
-from gostore.core.errors import Unavailable
+from gostore.core.errors import GoStoreError, Unavailable
 from gostore.sim import guard
-from gostore.sim.errors import LimitError
+from gostore.sim.errors import LimitError, locate
 from gostore.sim.loop import SimTask
-from gostore.sim.world import VIRTUAL_S_MAX, World
+from gostore.sim.world import CALLBACKS_MAX, VIRTUAL_S_MAX, World
 
 T = TypeVar("T")
 
@@ -29,9 +30,17 @@ SLICE_CALLBACKS: Final = 10_000
 
 
 class SimRunner:
-    """A :class:`~gostore.core.twins.Runner`. It does not keep the world alive; whoever made the world does."""
+    """A :class:`~gostore.core.twins.Runner`. It does not keep the world alive; whoever made the world does.
 
-    def __init__(self, world: World) -> None:
+    Each run ends with a :class:`LimitError` after ``virtual_s_max`` seconds of virtual time or ``callbacks_max``
+    callbacks. An error that a harness can do something about names seed and virtual time.
+    """
+
+    def __init__(
+        self, world: World, *, virtual_s_max: float = VIRTUAL_S_MAX, callbacks_max: int = CALLBACKS_MAX
+    ) -> None:
+        self._virtual_s_max = virtual_s_max
+        self._callbacks_max = callbacks_max
         self._world = weakref.ref(world)
         self._scheduler = world.scheduler
         # Only one thread at a time steps the world; the others (a view's) wait for their turn.
@@ -42,22 +51,26 @@ class SimRunner:
     async def run(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """Await ``coroutine`` in the world. Raises what it raises, and :class:`SimulationError`."""
         if self._inside():
-            return await coroutine
+            try:
+                return await coroutine
+            except GoStoreError as error:
+                locate(error, self._scheduler.seed, self._scheduler.now)
+                raise
         task = self._begin(coroutine)
         if task is None:
             return _run_by_hand(coroutine)
+        limits = self._limits()
         try:
             while not task.done():
                 # Whoever else wants to begin something at the same time can.
                 await asyncio.sleep(0)
-                self._drive(task, SLICE_CALLBACKS)
+                self._drive(task, SLICE_CALLBACKS, *limits)
         except BaseException:
             task.cancel()
             raise
         finally:
             self._end()
-        result: T = task.result()
-        return result
+        return self._result(task)
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """Run ``coroutine`` to its end in the world. Raises what it raises, and :class:`SimulationError`."""
@@ -67,16 +80,16 @@ class SimRunner:
         task = self._begin(coroutine)
         if task is None:
             return _run_by_hand(coroutine)
+        limits = self._limits()
         try:
             while not task.done():
-                self._drive(task, None)
+                self._drive(task, self._callbacks_max, *limits)
         except BaseException:
             task.cancel()
             raise
         finally:
             self._end()
-        result: T = task.result()
-        return result
+        return self._result(task)
 
     def _inside(self) -> bool:
         return guard.world_of_thread() is self._scheduler
@@ -92,16 +105,45 @@ class SimRunner:
             task.add_done_callback(_halt)
             return task
 
-    def _drive(self, task: SimTask, callbacks: int | None) -> None:
+    def _limits(self) -> tuple[float, int]:
+        """(virtual time, index of the callback) at which a run that begins now is too long."""
+        return self._scheduler.now + self._virtual_s_max, self._scheduler.count + self._callbacks_max
+
+    def _drive(self, task: SimTask, callbacks: int, until_s: float, count_max: int) -> None:
         scheduler = self._scheduler
         with self._turn:
             if task.done():
                 return
             before = scheduler.count
-            scheduler.drive(until=scheduler.now + VIRTUAL_S_MAX, count_max=callbacks)
-            if scheduler.count == before and not task.done():
-                message = f"waited for {task.get_name()}: nothing happens any more, it can never end"
-                raise LimitError(message, seed=scheduler.seed, time_s=scheduler.now)
+            scheduler.drive(until=until_s, count_max=max(0, min(callbacks, count_max - before)))
+            if task.done():
+                return
+            if scheduler.count >= count_max:
+                self._too_long(
+                    task, f"callbacks_max = {self._callbacks_max:,} callbacks were not enough", "callbacks_max"
+                )
+            if scheduler.head_time() > until_s and not scheduler.halted and scheduler.head_time() < math.inf:
+                self._too_long(
+                    task, f"virtual_s_max = {self._virtual_s_max:g} s of virtual time were not enough", "virtual_s_max"
+                )
+            if scheduler.count == before:
+                self._fail(task, "nothing happens any more, it can never end")
+
+    def _too_long(self, task: SimTask, why: str, limit: str) -> NoReturn:
+        self._fail(task, f"{why}; if it is to take longer: simulate(..., {limit}=...)")
+
+    def _fail(self, task: SimTask, why: str) -> NoReturn:
+        world, scheduler = self._world(), self._scheduler
+        trouble = world.trouble() if world is not None else ""
+        message = f"waited for {task.get_name().rpartition('/')[2]}: {why}{trouble}"
+        raise LimitError(message, seed=scheduler.seed, time_s=scheduler.now)
+
+    def _result(self, task: asyncio.Task[T]) -> T:
+        try:
+            return task.result()
+        except GoStoreError as error:
+            locate(error, self._scheduler.seed, self._scheduler.now)
+            raise
 
     def _end(self) -> None:
         world = self._world()

@@ -362,14 +362,14 @@ class World:
         if done():
             return
         if scheduler.count - before >= callbacks_max:
-            reason = f"waited for {what}: {callbacks_max:,} callbacks were not enough"
+            reason = f"waited for {what}: callbacks_max = {callbacks_max:,} callbacks were not enough"
         elif scheduler.head_time() == math.inf:
             reason = f"waited for {what}: nothing is left to do, it can never come true"
         else:
-            reason = f"waited for {what}: {timeout_s:g} s of virtual time were not enough"
-        raise LimitError(reason + self._states(), seed=self.seed, time_s=self.now)
+            reason = f"waited for {what}: timeout_s = {timeout_s:g} s of virtual time were not enough"
+        raise LimitError(reason + self.trouble(), seed=self.seed, time_s=self.now)
 
-    def _states(self) -> str:
+    def trouble(self) -> str:
         """What is not running, and the errors that nobody caught: where to look first."""
         lines = [f"\n  {node.name} is {node.state}" for node in self.nodes.values() if node.state != "running"]
         lines += [f"\n  {loop.name}: {error}" for loop in self.scheduler.loops for error in loop.errors[-3:]]

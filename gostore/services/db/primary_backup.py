@@ -123,6 +123,7 @@ class PrimaryBackup:
             except GoStoreError as error:
                 self._obstacle = error.message
                 self._group.env.log.info("%s: %s", self._group.name, error.message)
+                self._retire_if_former()  # what it had taken over when the view changed
                 await self._pause(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_S[1])
 
@@ -251,9 +252,10 @@ class PrimaryBackup:
             case ["install", int(generation), str(primary), int(number), [int(index), int(term)], found]:
                 self._follow(generation, primary)
                 configuration = None if found is None else Configuration.from_wire(found)
-                installed = await replica.install(source, number, Point(index, term), configuration)
-                self._retire_if_former()
-                return Reply(installed)
+                try:
+                    return Reply(await replica.install(source, number, Point(index, term), configuration))
+                finally:
+                    self._retire_if_former()
             case ["settled", int(generation)]:
                 leadership = self._leadership
                 if leadership is not None and leadership.promise.generation < generation:
@@ -292,12 +294,14 @@ class PrimaryBackup:
     ) -> Reply:
         replica = self._replica
         self._follow(generation, primary)
-        if not await replica.accept(previous, entries_from_wire(heads, data)):
-            return Reply(False)
-        # A newer generation may have truncated it while it was synced.
-        self._follow(generation, primary)
+        try:
+            if not await replica.accept(previous, entries_from_wire(heads, data)):
+                return Reply(False)
+            # A newer generation may have truncated it while it was synced.
+            self._follow(generation, primary)
+        finally:
+            self._retire_if_former()  # also when it has: what was appended is here
         replica.advance(min(committed, previous.index + len(heads)))
-        self._retire_if_former()
         return Reply(True)
 
     # leaving
