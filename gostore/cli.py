@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from gostore.core.errors import BadRequest, GoStoreError, NotSupported
+from gostore.core.errors import BadRequest, GoStoreError, NotFound, NotSupported
 
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON: the figures.")
 seed_option = click.option("--seed", default=1, show_default=True, help="The seed of all randomness.")
@@ -101,13 +101,15 @@ def say(text: str) -> None:
 
 
 @main.command()
-@nodes_option
+@click.option(
+    "--nodes", type=click.IntRange(1, 64), help="How many node processes.  [default: 5, or as many as PATH holds]"
+)
 @click.option(
     "--path", default=".gostore", show_default=True, type=click.Path(path_type=Path), help="Where the data stay."
 )
 @json_option
 @command
-def up(nodes: int, path: Path, as_json: bool) -> None:
+def up(nodes: int | None, path: Path, as_json: bool) -> None:
     """A cluster that stays until Ctrl-C, with its REST address and its page."""
     import gostore as gs
 
@@ -122,12 +124,12 @@ def up(nodes: int, path: Path, as_json: bool) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with gs.launch(nodes, path=path) as cluster, Page(cluster) as page:
             rest = await cluster.rest_url()
-            click.echo(f"{nodes} nodes ready in {cluster.ready_s:.2f} s; data in {path}")
+            click.echo(f"{len(cluster.nodes)} nodes ready in {cluster.ready_s:.2f} s; data in {path}")
             click.echo(f"REST  {rest}   (token: gostore token --at {path})")
             click.echo(f"page  {page.url}")
             click.echo("Ctrl-C stops it; the data stay.")
             if as_json:
-                click.echo(json.dumps({"nodes": nodes, "rest": rest, "page": page.url, "path": str(path)}))
+                click.echo(json.dumps({"nodes": len(cluster.nodes), "rest": rest, "page": page.url, "path": str(path)}))
             sys.stdout.flush()
             await stop.wait()
 
@@ -270,6 +272,9 @@ def db() -> None:
     """Objects in a running cluster. VALUE is JSON; PATH walks into it, e.g. `address.city` or `tags.0`."""
 
 
+_NOTHING = object()  # no value of a database: None is one
+
+
 def accessors(path: str) -> list[str | int]:
     """``tags.0`` as ``["tags", 0]``."""
     return [int(part) if part.isdecimal() else part for part in path.split(".") if part]
@@ -284,7 +289,10 @@ def accessors(path: str) -> list[str | int]:
 @command
 def db_get(container: str, key: str, path: str, at: str, as_json: bool) -> None:
     """Read an object, or one value in it."""
-    value = client(at, lambda c: c.db.get(container, key, *accessors(path)))
+    value = client(at, lambda c: c.db.get(container, key, *accessors(path), default=_NOTHING))
+    if value is _NOTHING:
+        where = f" at {path}" if path else ""
+        raise NotFound(f"{container} has nothing under {key!r}{where}; `gostore db set` puts something there")
     click.echo(json.dumps({"value": value} if as_json else value, default=repr))
 
 

@@ -26,8 +26,8 @@ from gostore.client.nodes import Life, NodeHandle, Nodes
 from gostore.client.objects import DbHandle
 from gostore.client.policies import policy_source
 from gostore.client.snapshot import NodeFacts, snapshot
-from gostore.core.errors import BadRequest, GoStoreError, NotSupported, Timeout, Unavailable
-from gostore.core.events import Event
+from gostore.core.errors import BadRequest, ConfigError, GoStoreError, NotSupported, Timeout, Unavailable
+from gostore.core.events import CATEGORIES, Event
 from gostore.core.twins import Runner, SyncTwins, sync_twin
 from gostore.faults import Faults
 from gostore.trace import Journal
@@ -54,12 +54,28 @@ SEEN: Final = ("message", "db", "fs", "storage")
 
 SEEN_MESSAGES_A_S: Final = 20.0
 
+STATES: Final = ("joining", "connecting", "online", "disconnecting", "offline", "leaving", "left")
+"""What members think of a node (``gostore.cluster.members.NodeState``, which a client does not load)."""
+
 # Where the pictures come from; by name, because they lie above this module and need libraries that a cluster does not.
 PICTURES: Final = {
     "view": ("gostore.viz.widget", "ClusterView"),
     "graph": ("gostore.viz.graph", "graph_of"),
     "plot": ("gostore.viz.figures", "plot"),
 }
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises :class:`ConfigError` for what is no number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{name} = {value!r}: expected a number above 0")
+
+
+def check_arguments(*, timeout_s: Any, policies: Any) -> None:
+    """What every launch takes, in either world. Raises :class:`ConfigError`."""
+    check_number("timeout_s", timeout_s)
+    if policies is not None and not isinstance(policies, Mapping):
+        raise ConfigError(f"policies = {policies!r:.100}: expected slot -> class, e.g. {{'placement': MyRing}}")
 
 
 class Testbed(SyncTwins, ABC):
@@ -158,7 +174,10 @@ class Testbed(SyncTwins, ABC):
     async def stop(self) -> None:
         """End the cluster. A second call does nothing."""
         if self._running:
-            self._last_snapshot = {**await self.snapshot(), "running": False}
+            try:
+                self._last_snapshot = {**await self.snapshot(), "running": False}
+            except GoStoreError:
+                pass  # the one before it stays; a cluster that is in trouble can be stopped all the same
             self._running = False
             for callback in list(self._on_stop.values()):
                 callback()
@@ -315,6 +334,8 @@ class Testbed(SyncTwins, ABC):
         """Until all other nodes that run think that ``node`` is in ``state`` (``"online"``, ``"offline"``, ...)."""
         if node not in self.nodes:
             raise BadRequest(f"there is no node {node!r}; there are {', '.join(self.nodes)}")
+        if state not in STATES:
+            raise BadRequest(f"state = {state!r}: a node is never that; allowed are {', '.join(STATES)}")
         await self.wait_until(conditions.not_seen_as(node, state), f"of the opinion that {node} is {state}", timeout_s)
 
     wait_state_sync = sync_twin(wait_state)
@@ -330,6 +351,8 @@ class Testbed(SyncTwins, ABC):
     async def add_node(self, /, name: str | None = None, **settings: Any) -> NodeHandle:
         """Start one more node; returns when it is online everywhere. ``settings`` as in a node's configuration."""
         self._connected()
+        if name is not None and not isinstance(name, str):
+            raise BadRequest(f"name = {name!r}: expected a text; one node is added at a time")
         if name is not None and name in self.nodes:
             raise BadRequest(f"there is a node {name!r} already")
         added = await self._add_node(name, settings)
@@ -380,6 +403,12 @@ class Testbed(SyncTwins, ABC):
 
     async def watch(self, *categories: str, messages_a_s: float = SEEN_MESSAGES_A_S) -> None:
         """Collect more categories of events from now on; ``messages_a_s``: of each node, negative for all of them."""
+        for category in categories:
+            if category not in CATEGORIES:
+                every = ", all nodes are watched" if category in self.nodes else ""
+                raise BadRequest(
+                    f"there is no category of events {category!r}{every}; there are {', '.join(CATEGORIES)}"
+                )
         known = [category for _, earlier, _ in self._subscriptions for category in earlier]
         wanted = tuple(category for category in categories if category not in known)
         if wanted:

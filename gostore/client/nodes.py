@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
+from gostore.core.errors import BadRequest
 from gostore.core.twins import Runner, SyncTwins, sync_twin
 
 
@@ -123,17 +124,28 @@ class NodeHandle(SyncTwins):
         return f"<node {self.name}: {self.state}>"
 
 
+class UnknownNode(BadRequest, KeyError):
+    """A name that no node of the testbed has; a ``KeyError``, as :class:`Nodes` is a mapping."""
+
+    code = "unknown_node"
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class Nodes(Mapping[str, NodeHandle]):
     """Name -> node, in the order of their launch."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, NodeHandle] = {}
+        self.where: Callable[[], str] = lambda: ""
+        """The end of a message: in which run, for a world that can be replayed."""
 
     def __getitem__(self, name: str) -> NodeHandle:
         try:
             return self._nodes[name]
         except KeyError:
-            raise KeyError(f"there is no node {name!r}; there are {', '.join(self._nodes)}") from None
+            raise UnknownNode(f"there is no node {name!r}; there are {', '.join(self._nodes)}{self.where()}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)

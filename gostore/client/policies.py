@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import importlib
 import inspect
 import linecache
@@ -18,6 +19,7 @@ import symtable
 import sys
 import textwrap
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from gostore.core.errors import PolicyError
@@ -25,6 +27,9 @@ from gostore.core.slots import PolicySource, load_policy
 
 SOURCE_SIZE_BYTES_MAX = 1024 * 1024
 """A policy with all that it uses; larger is refused before it is sent."""
+
+CHECK_LINES_MAX = 3_000_000
+"""Lines that a policy may run while it is checked, about two seconds: an endless loop is an error and not a wait."""
 
 _FUTURE = "from __future__ import annotations"
 _CONSTANTS = (bool, int, str, bytes, type(None), type(Ellipsis))
@@ -54,8 +59,32 @@ def checked_policy(slot: str, cls: type) -> PolicySource:
     """
     importlib.import_module("gostore.cluster.ring")  # declares the slot `placement`
     source = policy_source(cls)
-    load_policy(slot, source)
+    with _bounded_lines(source):
+        load_policy(slot, source)
     return source
+
+
+@contextlib.contextmanager
+def _bounded_lines(source: PolicySource) -> Iterator[None]:
+    """Let this thread run at most :data:`CHECK_LINES_MAX` lines of the policy; the one after raises where it stands."""
+    left, before = CHECK_LINES_MAX, sys.gettrace()
+
+    def count(frame: types.FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise TimeoutError(f"it is still running after {CHECK_LINES_MAX:,} lines: does this loop end?")
+        return count
+
+    def enter(frame: types.FrameType, event: str, argument: Any) -> Any:
+        return count if frame.f_code.co_filename == source.filename else None
+
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class _Collector:

@@ -15,6 +15,7 @@ from gostore.core.errors import (
     BadRequest,
     GoStoreError,
     InternalError,
+    PolicyError,
     TooLarge,
     Unavailable,
     UnknownFunction,
@@ -178,6 +179,8 @@ class Dispatcher:
                 self._redirect(job, redirect.to)
                 return
             except GoStoreError as error:
+                if isinstance(error, PolicyError):
+                    error.details.setdefault("node", self._env.name)  # every node has its own copy of the class
                 answer = self._error(job, error)
             except Exception as error:
                 self._env.log.exception("%s failed", job.function.name)

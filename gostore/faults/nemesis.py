@@ -8,14 +8,15 @@ with a heal, so that liveness can be checked as well. Being data, a schedule can
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from gostore.core.errors import BadRequest, GoStoreError
 from gostore.core.ports import Rng
-from gostore.faults.vocabulary import Fault, Faults
+from gostore.faults.vocabulary import WORDS, Fault, Faults, unknown_fault
 
 Arguments = dict[str, Any]
 
@@ -100,6 +101,31 @@ def _arguments(rng: Rng, word: str, nodes: Sequence[str], down: Sequence[str]) -
     return None
 
 
+def check_schedule(schedule: Sequence[Step], nodes: Collection[str]) -> None:
+    """Raises :class:`BadRequest` that names the step with an unknown word, an unknown node or a wrong argument."""
+    for step in schedule:
+        try:
+            _check_step(step, nodes)
+        except (GoStoreError, TypeError) as error:
+            raise BadRequest(f"step `{str(step).strip()}`: {error}") from None
+
+
+def _check_step(step: Step, nodes: Collection[str]) -> None:
+    if not 0.0 <= step.at_s <= step.until_s:
+        raise BadRequest("it must begin at 0 or later and end after it has begun")
+    if step.word in ("partition", "one_way"):
+        if list(step.arguments) != ["group"]:
+            raise BadRequest("its one argument is `group`, the nodes of one side")
+    elif step.word in WORDS:
+        inspect.signature(getattr(Faults, step.word)).bind(None, **step.arguments)
+    else:
+        raise unknown_fault(step.word)
+    named = step.arguments.get("group", [step.arguments["node"]] if "node" in step.arguments else [])
+    for name in named:
+        if name not in nodes:
+            raise BadRequest(f"there is no node {name!r}; there are {', '.join(nodes)}")
+
+
 class Target(Protocol):
     """What is needed of a testbed."""
 
@@ -110,9 +136,13 @@ class Target(Protocol):
 
 
 class Nemesis:
-    """Carries a schedule out. Run it where the testbed's coroutines run (in the simulation: inside the world)."""
+    """Carries a schedule out. Run it where the testbed's coroutines run (in the simulation: inside the world).
+
+    Raises :class:`BadRequest` for a schedule that cannot be carried out (see :func:`check_schedule`).
+    """
 
     def __init__(self, target: Target, schedule: Sequence[Step]) -> None:
+        check_schedule(schedule, target.nodes)
         self._target = target
         self._schedule = sorted(schedule, key=lambda step: (step.at_s, step.until_s, step.word))
         self._links: dict[int, Fault] = {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final, Protocol
 
 from gostore.core.errors import BadRequest, NotSupported
@@ -23,6 +24,13 @@ from gostore.core.twins import Runner, SyncTwins, sync_twin
 DELAY_S_MAX: Final = 60.0
 FAULTS_MAX: Final = 1_000
 """Network faults in force at a time."""
+
+WORDS: Final = (
+    "partition", "isolate", "delay", "loss", "duplicate", "reorder", "heal",
+    "kill", "restart", "pause", "resume",
+    "power_cut", "skew", "slow_disk", "full_disk", "corrupt",
+)  # fmt: skip
+"""The whole vocabulary; each is a method of :class:`Faults`."""
 
 Link = tuple[str, str]
 """(from, to)."""
@@ -77,6 +85,19 @@ class Fault:
         return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
 
 
+class UnknownFault(BadRequest, AttributeError):
+    """A word that the vocabulary lacks; an ``AttributeError``, so that ``hasattr`` and completion work as usual."""
+
+    code = "unknown_fault"
+
+
+def unknown_fault(word: str) -> UnknownFault:
+    """The error for such a word; it names the one that was meant, or all there are."""
+    meant = get_close_matches(word, WORDS, 1)
+    hint = f"did you mean {meant[0]}? " if meant else ""
+    return UnknownFault(f"there is no fault {word!r}; {hint}there are {', '.join(WORDS)}")
+
+
 class Faults(SyncTwins, ABC):
     """The words. ``names`` gives the nodes there are; ``publish(kind, arguments)`` puts a fault into the journal."""
 
@@ -87,6 +108,16 @@ class Faults(SyncTwins, ABC):
         self._names = names
         self._publish = publish
         self._active: list[Fault] = []
+
+    def __getattr__(self, word: str) -> Any:
+        # Only for what is no attribute. Names with an underscore in front are asked for by machinery (copy, IPython).
+        if word.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {word!r}")
+        raise self._explain(unknown_fault(word.removesuffix("_sync")))
+
+    def _explain(self, error: UnknownFault) -> UnknownFault:
+        """A world that can be replayed adds which run it was."""
+        return error
 
     @property
     def active(self) -> tuple[Fault, ...]:

@@ -40,13 +40,19 @@ def launch(
         from gostore.core.errors import NotSupported
 
         raise NotSupported("a cluster of processes needs fork(), which this system lacks; on Windows use WSL")
+    from gostore.core.errors import ConfigError
     from gostore.launch.place import Place
+
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path = {path!r}: expected the name of a directory")
 
     place = Place(path)
     place.boot()
     try:
         from gostore.launch.processes import ProcessCluster
+        from gostore.testbed import check_arguments
 
+        check_arguments(timeout_s=timeout_s, policies=policies)
         slots = {**(policies or {}), **({"placement": placement} if placement is not None else {})}
         return ProcessCluster(
             place, nodes, name=name, secret=secret, policies=slots, timeout_s=timeout_s, settings=settings

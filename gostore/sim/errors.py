@@ -18,7 +18,8 @@ def where(seed: int | str, time_s: float, node: str | None = None) -> str:
 def locate(error: GoStoreError, seed: int | str, time_s: float) -> None:
     """Let an error that ends up with the harness name its run; seed and virtual time are in ``details``, too."""
     if isinstance(error, LOCATED) and "seed" not in error.details:
-        error.message += where(seed, time_s, error.details.get("node"))
+        first, newline, rest = error.message.partition("\n")  # below it: a line of code, the end of a log
+        error.message = f"{first}{where(seed, time_s, error.details.get('node'))}{newline}{rest}"
         error.args = (error.message,)
         error.details |= {"seed": seed, "time_s": time_s}
 
@@ -46,3 +47,7 @@ class DeterminismError(SimulationError):
 
 class LimitError(SimulationError):
     """The run reached its limit of virtual time or callbacks before what it waited for came true."""
+
+
+class Stopped(SimulationError):
+    """The run has reached the event at which it was told to stop; the world stands still and can be looked at."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gostore.core.errors import BadRequest
-from gostore.faults import NO_FAULT, Faults, Link, LinkFault
+from gostore.faults import NO_FAULT, Faults, Link, LinkFault, UnknownFault
+from gostore.sim.errors import locate
 
 if TYPE_CHECKING:
     from gostore.sim.cluster import SimCluster
@@ -18,6 +19,10 @@ class SimFaults(Faults):
     def __init__(self, cluster: SimCluster) -> None:
         super().__init__(cluster._runner, lambda: list(cluster.nodes), cluster._publish_fault)
         self._cluster = cluster
+
+    def _explain(self, error: UnknownFault) -> UnknownFault:
+        locate(error, self._cluster.sim.seed, self._cluster.sim.now)
+        return error
 
     async def _set_links(self, changed: Mapping[Link, LinkFault]) -> None:
         links = self._cluster.sim.net.links

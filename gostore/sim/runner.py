@@ -70,7 +70,8 @@ class SimRunner:
             raise
         finally:
             self._end()
-        return self._result(task)
+        result: T = self._result(task)
+        return result
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """Run ``coroutine`` to its end in the world. Raises what it raises, and :class:`SimulationError`."""
@@ -89,7 +90,8 @@ class SimRunner:
             raise
         finally:
             self._end()
-        return self._result(task)
+        result: T = self._result(task)
+        return result
 
     def _inside(self) -> bool:
         return guard.world_of_thread() is self._scheduler
@@ -138,7 +140,7 @@ class SimRunner:
         message = f"waited for {task.get_name().rpartition('/')[2]}: {why}{trouble}"
         raise LimitError(message, seed=scheduler.seed, time_s=scheduler.now)
 
-    def _result(self, task: asyncio.Task[T]) -> T:
+    def _result(self, task: SimTask) -> Any:
         try:
             return task.result()
         except GoStoreError as error:
