@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from gostore.core.errors import BadRequest, GoStoreError
-from gostore.experiments.judge import coverage, judge
+from gostore.core.events import CATEGORIES
+from gostore.experiments.judge import converge, coverage, judge
 from gostore.experiments.workload import Workload
 from gostore.faults import Nemesis, Step, draw
 from gostore.sim import SimCluster, simulate
-from gostore.sim.errors import SimulationError
+from gostore.sim.errors import SimulationError, Stopped
 
 SETTLE_S: Final = 60.0
 """Virtual seconds that a healed cluster may take to be as it should be: liveness, bounded."""
 
 SEEDS_MAX: Final = 1_000_000
+
+JUDGED: Final = ("db", "storage")
+"""Categories of events that the checks need, beside those that a journal always collects."""
 
 
 @dataclass(slots=True)
@@ -62,6 +67,59 @@ class Run:
         }
 
 
+class Session:
+    """One run that can be looked at: its cluster lives until :meth:`close`.
+
+    ``schedule``: these faults instead of those that the seed draws. ``messages``: the journal also gets every message
+    and everything else that is published; a run is the same with and without. ``indices``: the index in the run (of a
+    callback) at which each event of the journal was published. Raises as :func:`run_seed`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        nodes: int = 5,
+        seconds: float = 30.0,
+        profile: str = "swarm",
+        schedule: Sequence[Step] | None = None,
+        messages: bool = False,
+        **settings: Any,
+    ) -> None:
+        if seconds <= 0:
+            raise BadRequest(f"seconds = {seconds}: allowed are values above 0")
+        names = [f"n{number}" for number in range(1, nodes + 1)]
+        drawn = draw(random.Random(f"nemesis {seed}"), names, seconds, profile) if schedule is None else list(schedule)
+        self.run = Run(seed, nodes, float(seconds), profile, drawn)
+        self.indices = array("Q")
+        self.cluster = simulate(nodes, seed=seed, **settings)
+        self._begun = time.perf_counter()
+        self._categories = CATEGORIES if messages else JUDGED
+        indices, scheduler = self.indices, self.cluster.sim.scheduler
+        if messages:
+            self.cluster.events.subscribe(lambda event: indices.append(scheduler.count))
+
+    def perform(self) -> Run:
+        """The whole of it: load and faults, a heal, quiet, then every check. Raises :class:`Stopped` at a break."""
+        run, sim = self.run, self.cluster.sim
+        try:
+            _perform(self.cluster, run, self._categories)
+        finally:
+            run.virtual_s, run.events, run.trace_sha256 = sim.now, sim.callbacks, sim.trace.sha256
+            run.wall_s = time.perf_counter() - self._begun
+        return run
+
+    def close(self) -> None:
+        self.cluster.sim.close()
+        self.run.wall_s = time.perf_counter() - self._begun
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def run_seed(
     seed: int,
     *,
@@ -77,23 +135,11 @@ def run_seed(
     :class:`BadRequest` and :class:`~gostore.core.errors.ConfigError` for wrong arguments; everything else that goes
     wrong is a violation.
     """
-    if seconds <= 0:
-        raise BadRequest(f"seconds = {seconds}: allowed are values above 0")
-    names = [f"n{number}" for number in range(1, nodes + 1)]
-    drawn = draw(random.Random(f"nemesis {seed}"), names, seconds, profile) if schedule is None else list(schedule)
-    run = Run(seed, nodes, seconds, profile, drawn)
-    begun = time.perf_counter()
-    cluster = simulate(nodes, seed=seed, **settings)
-    try:
-        _perform(cluster, run)
-    finally:
-        run.virtual_s, run.events, run.trace_sha256 = cluster.sim.now, cluster.sim.callbacks, cluster.sim.trace.sha256
-        cluster.sim.close()
-        run.wall_s = time.perf_counter() - begun
-    return run
+    with Session(seed, nodes=nodes, seconds=seconds, profile=profile, schedule=schedule, **settings) as session:
+        return session.perform()
 
 
-def _perform(cluster: SimCluster, run: Run) -> None:
+def _perform(cluster: SimCluster, run: Run, categories: Sequence[str]) -> None:
     rng = random.Random(f"workload {run.seed}")
     workload: Workload | None = None
     nemesis = Nemesis(cluster, run.schedule)
@@ -109,6 +155,7 @@ def _perform(cluster: SimCluster, run: Run) -> None:
         healed_s = loop.time()
         await cluster.wait_settled(SETTLE_S)
         run.settled_s = loop.time() - healed_s
+        run.violations.extend(await converge(cluster))
         await workload.read_all()
         check = await cluster.fs.check()
         for what in ("lost", "corrupt", "under_replicated", "orphans", "dangling"):
@@ -116,9 +163,11 @@ def _perform(cluster: SimCluster, run: Run) -> None:
                 run.violations.append(f"files: {check[what]} {what.replace('_', ' ')} after quiet")
 
     try:
-        cluster.run(cluster.watch("db", "storage"))
+        cluster.run(cluster.watch(*categories, messages_a_s=-1.0))
         cluster.start_sync()
         cluster.run(main())
+    except Stopped:
+        raise
     except SimulationError as error:
         run.violations.append(f"the world ended: {error}")
     except ExceptionGroup as errors:

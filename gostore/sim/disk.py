@@ -316,6 +316,11 @@ class SimDisk:
         self.coverage["power_cuts"] += 1
         self._cut_directory(self._root)
 
+    def unsynced(self) -> dict[str, int]:
+        """File -> bytes written that are not on the medium; files of which all is there are left out."""
+        sizes = {name: sum(len(data or b"") for _, data in self._inode(name).pending.changes) for name in self.files()}
+        return {name: size for name, size in sizes.items() if size}
+
     def files(self) -> list[str]:
         """The names of all files there are, sorted."""
         found: list[str] = []

@@ -308,6 +308,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         """The unfinished tasks, in order of creation."""
         return [task for task in self._tasks if not task.done()]
 
+    @property
+    def ready(self) -> int:
+        """How many callbacks wait for the processor."""
+        return len(self._ready)
+
     def sweep(self) -> None:
         """Let go of finished tasks, and with them of their results."""
         self._tasks = self.tasks()

@@ -37,7 +37,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from gostore.sim import guard
-from gostore.sim.errors import SimulationError
+from gostore.sim.errors import SimulationError, Stopped
 from gostore.sim.trace import Trace
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Scheduler:
         "_library_random",
         "_order",
         "_seq",
+        "break_at",
         "busy",
         "cancelled",
         "count",
@@ -96,6 +97,7 @@ class Scheduler:
         self.until = math.inf
         self.count = 0  # callbacks run so far: the index of an event, for limits and for stopping at one
         self.count_stop = 0
+        self.break_at = sys.maxsize  # drive raises Stopped before the callback of this index
         self.trace = trace if trace is not None else Trace()
         self.loops: list[SimLoop] = []
         self.current: SimLoop | None = None
@@ -187,8 +189,8 @@ class Scheduler:
         """Step until virtual time ``until``, for ``count_max`` callbacks, until ``predicate()`` holds (it is tried
         after every callback), until :meth:`halt`, or until nothing is left to do; whichever comes first.
 
-        Raises the error given to :meth:`fail`, :class:`DeterminismError` above all, and :class:`SimulationError` when
-        the world is closed or is stepping already.
+        Raises the error given to :meth:`fail`, :class:`DeterminismError` above all, :class:`Stopped` at ``break_at``,
+        and :class:`SimulationError` when the world is closed or is stepping already.
         """
         if self.dead:
             raise SimulationError("this world is closed", seed=self.seed, time_s=self.now)
@@ -204,8 +206,10 @@ class Scheduler:
             while not self.halted and self.count < limit:
                 if self.count >= self._collect_at:
                     self._collect()
-                # The inner loop stops at the nearer of the two; a node that never lets go is stopped there too.
-                self.count_stop = min(limit, self._collect_at)
+                if self.count >= self.break_at:
+                    raise Stopped(f"stopped at event {self.count:,}", seed=self.seed, time_s=self.now)
+                # The inner loop stops at the nearest of these; a node that never lets go is stopped there too.
+                self.count_stop = min(limit, self._collect_at, self.break_at)
                 if not self._step(until):
                     break
         self.predicate = None
