@@ -101,6 +101,8 @@ class Testbed(SyncTwins, ABC):
         self._running = False
         self._statuses: dict[str, dict[str, Any]] = {}
         self._opinions: dict[str, tuple[int, str]] = {}
+        self._policy_failures: dict[str, tuple[str, str]] = {}
+        """Node -> (policy, error), until another policy is installed there."""
         self._subscriptions: list[tuple[str, tuple[str, ...], float]] = [("always", FOLLOWED, 0.0)]
         self._arcs: tuple[Any, list[Any]] = (None, [])
         self._on_stop: dict[int, Callable[[], None]] = {}
@@ -259,6 +261,10 @@ class Testbed(SyncTwins, ABC):
     def _on_event(self, event: Event) -> None:
         if event.kind == "member":
             self._hear(event.data["member"], event.data["epoch"], str(event.data["state"]).lower())
+        elif event.kind == "policy_failed":
+            self._policy_failures[event.node] = (event.data["name"], event.data["error"])
+        elif event.kind == "policy_installed" and self._policy_failures.get(event.node, ("",))[0] != event.data["name"]:
+            self._policy_failures.pop(event.node, None)
 
     def state_of(self, name: str) -> str:
         life = self.life_of(name)
@@ -276,7 +282,8 @@ class Testbed(SyncTwins, ABC):
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         news = asyncio.Event()
-        unsubscribe = self.events.subscribe(lambda event: news.set() if event.category != "message" else None)
+        # Not on every event: what a journal collects beyond the usual must not change when this looks.
+        unsubscribe = self.events.subscribe(lambda event: news.set() if event.category in FOLLOWED else None)
         try:
             while True:
                 news.clear()
@@ -286,7 +293,8 @@ class Testbed(SyncTwins, ABC):
                     return
                 if loop.time() >= deadline_s:
                     end = self._log_end(missing[0][0])
-                    raise Timeout(f"the cluster is not {what} after {timeout_s:g} s: {describe(missing)}{end}")
+                    why = self._policy_failure() or describe(missing)
+                    raise Timeout(f"the cluster is not {what} after {timeout_s:g} s: {why}{end}")
                 try:
                     async with asyncio.timeout_at(min(deadline_s, loop.time() + POLL_S)):
                         await news.wait()
@@ -298,6 +306,11 @@ class Testbed(SyncTwins, ABC):
             unsubscribe()
 
     wait_until_sync = sync_twin(wait_until)
+
+    def _policy_failure(self) -> str:
+        """Why nothing goes on when it is a policy that raises; empty when none does."""
+        failing = [name for name in self.nodes if name in self._policy_failures and self.life_of(name).answers]
+        return f"a policy fails at {', '.join(failing)}: {self._policy_failures[failing[0]][1]}" if failing else ""
 
     def _log_end(self, name: str) -> str:
         lines = self.log_of(name, LOG_LINES) if name in self.nodes else []

@@ -62,6 +62,8 @@ class DbService:
         self._endpoint = endpoint
         self._cls = cls
         self._unwatch: Any = None
+        self._complained = 0
+        """The epoch whose ring cannot be asked: its placement raises."""
         self._started = False
         self._router = Router(endpoint, self._primary, self._serve)
         self.database = Database(env, self._router, config.db, f"{env.name}.{endpoint.incarnation}")
@@ -103,7 +105,11 @@ class DbService:
         try:
             return view.ring().owners(shard_key(shard))
         except PolicyError as error:
-            self._env.log.error("nobody owns shard %d: %s", shard, error.message)
+            if self._complained != view.epoch:  # it is asked again and again; once for each ring is enough
+                self._complained = view.epoch
+                self._env.log.error("nobody owns shard %d: %s", shard, error.message)
+                name = view.policy.name if view.policy is not None else ""
+                self._env.events.publish("policy_failed", slot="placement", name=name, error=error.message)
             return ()
 
     def _primary(self, shard: int) -> str | None:
