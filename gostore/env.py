@@ -97,7 +97,7 @@ class Env:
         self.hlc = HybridClock()
         self.events = Events(
             self.name,
-            stamp=lambda: self.hlc.tick(self.wall_ms()),
+            stamp=lambda: self.hlc.peek(self.wall_ms()),
             time_s=lambda: asyncio.get_running_loop().time(),
         )
         self.tasks = Tasks(self.name, self._task_failed)

@@ -441,11 +441,11 @@ class Endpoint:
 
     def _on_frame(self, peer: Peer, packet: Packet, frame: Frame, stream: bool) -> None:
         env = self.env
-        env.hlc.merge(frame.stamp, env.wall_ms())
-        if not env.events.active or packet is self._my_packet:
+        stamp = env.hlc.merge(frame.stamp, env.wall_ms())
+        if not env.events.messages or packet is self._my_packet:
             self._handle(peer, packet, frame, None)
             return
-        cause = self._publish(peer, frame, "tcp" if stream else "udp")
+        cause = self._publish(peer, frame, stamp, "tcp" if stream else "udp")
         token = current_cause.set(cause)  # for what is sent at once in reaction to it
         try:
             self._handle(peer, packet, frame, cause)
@@ -477,11 +477,13 @@ class Endpoint:
         elif kind == REFUSED:
             self._requests.on_refused(peer, frame)
 
-    def _publish(self, peer: Peer, frame: Frame, transport: str) -> EventId:
+    def _publish(self, peer: Peer, frame: Frame, stamp: int, transport: str) -> EventId:
         service, _, function = frame.route.decode(errors="replace").partition(".")
         seq = self.env.events.publish(
             "recv",
-            cause=(peer.name, frame.cause) if frame.cause else None,
+            cause=(peer.name, -frame.cause),
+            stamp=stamp,
+            message=frame.cause,
             service=service,
             function=function,
             frame="redirect" if frame.origin and frame.kind == REQUEST else KIND_NAMES[frame.kind],

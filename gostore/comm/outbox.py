@@ -16,6 +16,7 @@ from gostore.comm.peers import Peer
 from gostore.comm.transport import STREAM_QUEUE_SIZE_BYTES_MAX, Datagrams, Stream
 from gostore.comm.wire import CAST, KIND_NAMES, REQUEST, Codec, Frame, Identity
 from gostore.core.address import Address
+from gostore.core.events import EventId
 from gostore.env import Env
 
 CONNECT_TIMEOUT_S: Final = 1.0
@@ -49,6 +50,7 @@ class Outbox:
         self._dirty: dict[Peer, None] = {}
         self._streams: dict[int, Stream] = {}
         self._last_serial = 0
+        self._sent_frames = 0
         self._delayed = 0
         self._hosts: dict[str, tuple[str | None, float]] = {}
         self._transport: asyncio.DatagramTransport | None = None
@@ -71,11 +73,11 @@ class Outbox:
     def count(self, what: str, amount: int = 1) -> None:
         self.statistics[what] = self.statistics.get(what, 0) + amount
 
-    def drop(self, peer: str, reason: str, size_bytes: int) -> None:
-        """Count and tell what does not arrive."""
+    def drop(self, peer: str, reason: str, size_bytes: int, cause: EventId | None = None) -> None:
+        """Count and tell what does not arrive. ``cause``: the event of its send."""
         self.count(f"dropped_{reason}")
-        if self._env.events.active:
-            self._env.events.publish("drop", peer=peer, reason=reason, bytes=size_bytes)
+        if self._env.events.messages:
+            self._env.events.publish("drop", cause=cause, peer=peer, reason=reason, bytes=size_bytes)
 
     def send(self, peer: Peer, frame: Frame, *, stream: bool = False) -> int:
         """Send a frame as soon as this turn of the loop ends; the serial of the stream it goes over, 0 for a datagram.
@@ -91,12 +93,15 @@ class Outbox:
         if self.paused or self.closed:
             self.drop(peer.name, "paused" if self.paused else "closed", frame.size_bytes)
             return 0
-        if env.events.active:
-            frame.cause = self._publish(peer, frame, "tcp" if stream else "udp")
+        # Counted whether or not anybody listens, so that listening changes no byte on the wire.
+        self._sent_frames += 1
+        frame.cause = self._sent_frames
+        if env.events.messages:
+            self._publish(peer, frame, "tcp" if stream else "udp")
         if self._links.outgoing and (fault := self._links.outgoing.get(peer.name)) is not None:
             delays = fault.plan(env.rng)
             if not delays:
-                self.drop(peer.name, "fault", frame.size_bytes)
+                self.drop(peer.name, "fault", frame.size_bytes, self._id_of(frame))
                 if stream and peer.stream is not None:
                     peer.stream.abort()
                 return 0
@@ -106,12 +111,18 @@ class Outbox:
             return serial
         return self._enqueue(peer, frame, stream)
 
-    def _publish(self, peer: Peer, frame: Frame, transport: str) -> int:
+    def _id_of(self, frame: Frame) -> EventId:
+        """The event of this frame's latest send."""
+        return (self._env.name, -frame.cause)
+
+    def _publish(self, peer: Peer, frame: Frame, transport: str) -> None:
         service, _, function = frame.route.decode(errors="replace").partition(".")
         kind = "redirect" if frame.origin and frame.kind == REQUEST else KIND_NAMES[frame.kind]
-        return self._env.events.publish(
+        self._env.events.publish(
             "send",
             cause=frame.parent,
+            stamp=frame.stamp,
+            message=frame.cause,
             to=peer.name,
             service=service,
             function=function,
@@ -125,7 +136,7 @@ class Outbox:
         if delay_s <= 0.0:
             return self._enqueue(peer, frame, stream)
         if self._delayed >= DELAYED_FRAMES_MAX:
-            self.drop(peer.name, "overflow", frame.size_bytes)
+            self.drop(peer.name, "overflow", frame.size_bytes, self._id_of(frame))
             return 0
 
         bound = (peer.incarnation, peer.conversation.session) if frame.kind in (REQUEST, CAST) else None
@@ -134,7 +145,7 @@ class Outbox:
             self._delayed -= 1
             if self.closed or (bound is not None and bound != (peer.incarnation, peer.conversation.session)):
                 # Sent now it would be bound to another life of the peer, or another session.
-                self.drop(peer.name, "stale", frame.size_bytes)
+                self.drop(peer.name, "stale", frame.size_bytes, self._id_of(frame))
             else:
                 self._enqueue(peer, frame, stream)
 
@@ -209,10 +220,10 @@ class Outbox:
     def _enqueue_stream(self, peer: Peer, frame: Frame, encoded: bytes) -> int:
         stream = self._stream(peer)
         if stream is None:
-            self.drop(peer.name, "unconnected", frame.size_bytes)
+            self.drop(peer.name, "unconnected", frame.size_bytes, self._id_of(frame))
             return 0
         if frame.kind == CAST and stream.queued_bytes > STREAM_QUEUE_SIZE_BYTES_MAX:
-            self.drop(peer.name, "overflow", frame.size_bytes)
+            self.drop(peer.name, "overflow", frame.size_bytes, self._id_of(frame))
             return 0
         packet = self._seal(peer, [encoded, frame.data], stream=True)
         stream.send(packet)

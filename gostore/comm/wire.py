@@ -169,7 +169,7 @@ class Origin:
 
 
 class Frame:
-    """One message. ``cause`` is the sequence number of the sender's event (0: nobody listened there).
+    """One message. ``cause`` is its number among all that the sender sends, by which the event of its send is known.
 
     ``id`` is the request's (in an answer: the request that it answers). ``acknowledged``: the sender awaits no answer
     to a request below it; in a hello_ack and a refusal it is a session. ``remaining_ms``: until the deadline.

@@ -2,7 +2,11 @@
 
 One schema serves messages, state changes and faults, in both worlds. An event belongs to a node, has a sequence number
 there (gapless, from 1, per incarnation), a hybrid logical stamp, loop time, the event that caused it, a kind out of
-:data:`KINDS`, and the fields that the kind declares. With no subscriber ``publish`` returns 0 after one test.
+:data:`SCHEMA`, and the fields that the kind declares. With no subscriber ``publish`` returns 0 after one test.
+
+Listening changes nothing in a node. The sequence numbers count what somebody wanted; so they do not travel. What
+travels with a message is the number of the message, counted whether or not anybody listens: it names the event of its
+send (:attr:`Event.id`). And publishing reads the hybrid clock without advancing it.
 """
 
 from __future__ import annotations
@@ -13,46 +17,213 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 EventId = tuple[str, int]
-"""(node, sequence number)."""
+"""(node, sequence number); of a ``send`` (node, minus the number of the message)."""
 
-# kind -> (category, fields). The category colours the ticker and selects what a subscriber wants.
-KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+SCHEMA: Final[dict[str, tuple[str, str, dict[str, tuple[str, str]]]]] = {
     # messages, published by comm
-    "send": ("message", ("to", "service", "function", "frame", "request", "bytes", "transport")),
-    "recv": ("message", ("from", "service", "function", "frame", "request", "bytes", "transport")),
-    "drop": ("message", ("peer", "reason", "bytes")),
+    "send": (
+        "message",
+        "A frame is handed to the network; a retry is a send of its own.",
+        {
+            "message": ("number", "the frame's number among all that this node sent in this life; it travels"),
+            "to": ("node", "who shall get it; empty: whoever is at an address"),
+            "service": ("name", "of a request or cast: the service called; else empty"),
+            "function": ("name", "of a request or cast: its remote function; else empty"),
+            "frame": ("word", "request, redirect, response, error, cast, hello, hello_ack, working, unseen or refused"),
+            "request": ("number", "the request's, also in its answer; counted by whoever asks"),
+            "bytes": ("bytes", "of the frame, without the packet around it"),
+            "transport": ("word", "udp or tcp"),
+        },
+    ),
+    "recv": (
+        "message",
+        "A frame has arrived and is about to be handled. Its cause is the send.",
+        {
+            "message": ("number", "the frame's number at its sender"),
+            "from": ("node", "who sent it"),
+            "service": ("name", "as in send"),
+            "function": ("name", "as in send"),
+            "frame": ("word", "as in send"),
+            "request": ("number", "as in send"),
+            "bytes": ("bytes", "as in send"),
+            "transport": ("word", "as in send"),
+        },
+    ),
+    "drop": (
+        "message",
+        "Frames end here: they are not sent, or not handled. What the network itself loses nobody sees.",
+        {
+            "peer": ("node", "the other end"),
+            "reason": ("word", "fault (an injected one), overflow, unconnected, stale, closed, paused, tag, ..."),
+            "bytes": ("bytes", "of the frames"),
+        },
+    ),
     # node and membership
-    "node_started": ("cls", ("incarnation",)),
-    "node_ready": ("cls", ("epoch",)),
-    "node_stopping": ("cls", ("reason",)),
-    "member": ("cls", ("member", "state", "epoch", "path")),
-    "view": ("cls", ("epoch", "online")),
-    "suspect": ("cls", ("member", "incarnation")),
-    "refute": ("cls", ("member", "incarnation")),
-    "master": ("cls", ("member", "epoch")),
+    "node_started": ("cls", "A process begins to serve.", {"incarnation": ("number", "which life of the node it is")}),
+    "node_ready": ("cls", "The node is online in its own view.", {"epoch": ("number", "the view's epoch")}),
+    "node_stopping": ("cls", "The node says farewell.", {"reason": ("text", "why")}),
+    "member": (
+        "cls",
+        "The state of a member is another in this node's view.",
+        {
+            "member": ("node", "whose state"),
+            "state": ("word", "joining, online, offline, leaving, left, ..."),
+            "epoch": ("number", "of the view in which it is so"),
+            "path": ("nodes", "by whom the news came here, the master first"),
+        },
+    ),
+    "view": (
+        "cls",
+        "The node has installed a view.",
+        {"epoch": ("number", "the view's epoch"), "online": ("nodes", "who is online in it, sorted")},
+    ),
+    "suspect": (
+        "cls",
+        "The failure detector suspects a member.",
+        {"member": ("node", "whom"), "incarnation": ("number", "of the member, in which it did not answer")},
+    ),
+    "refute": (
+        "cls",
+        "A suspicion is over: the member lives.",
+        {"member": ("node", "who"), "incarnation": ("number", "of the member, in which it refutes")},
+    ),
+    "master": (
+        "cls",
+        "Another member is master in this node's view.",
+        {"member": ("node", "the master"), "epoch": ("number", "the view's epoch")},
+    ),
     # storage
-    "wal_sync": ("storage", ("records", "bytes", "duration_s")),
-    "wal_recovered": ("storage", ("records", "segments", "torn_bytes")),
-    "disk_failed": ("storage", ("what", "error")),
+    "wal_sync": (
+        "storage",
+        "Records of the log are on the disk.",
+        {
+            "records": ("count", "how many this sync covers"),
+            "bytes": ("bytes", "their size in the segment"),
+            "duration_s": ("s", "how long the sync took; it ends with the event"),
+        },
+    ),
+    "wal_recovered": (
+        "storage",
+        "The log was read at the start.",
+        {
+            "records": ("count", "found"),
+            "segments": ("count", "of files"),
+            "torn_bytes": ("bytes", "cut off at the end: what a crash had left half written"),
+        },
+    ),
+    "disk_failed": (
+        "storage",
+        "A write or sync failed; the node stops.",
+        {"what": ("word", "which file"), "error": ("text", "what the system said")},
+    ),
     # db
-    "commit": ("db", ("shard", "container", "keys", "index")),
-    "conflict": ("db", ("shard", "container", "key")),
-    "shard_primary": ("db", ("shard", "generation", "replicas")),
-    "shard_synced": ("db", ("shard", "generation", "source", "bytes")),
+    "commit": (
+        "db",
+        "A shard has applied a transaction that writes.",
+        {
+            "shard": ("number", "of the shard"),
+            "container": ("name", "of the first key"),
+            "keys": ("keys", "the first of those written"),
+            "index": ("number", "of the entry in the shard's log"),
+        },
+    ),
+    "conflict": (
+        "db",
+        "A transaction was refused: what it had read has changed.",
+        {
+            "shard": ("number", "of the shard"),
+            "container": ("name", "of the key"),
+            "key": ("key", "that has changed"),
+        },
+    ),
+    "shard_primary": (
+        "db",
+        "The primary of a shard has set its replicas.",
+        {
+            "shard": ("number", "of the shard"),
+            "generation": ("number", "of the primary's reign"),
+            "replicas": ("nodes", "who holds it from now on, the primary first"),
+        },
+    ),
+    "shard_synced": (
+        "db",
+        "A replica has caught up by a copy of the shard.",
+        {
+            "shard": ("number", "of the shard"),
+            "generation": ("number", "of the primary's reign"),
+            "source": ("node", "where it was copied from"),
+            "bytes": ("bytes", "copied"),
+        },
+    ),
     # fs
-    "fs_write": ("fs", ("path", "size", "version", "chunks", "duration_s")),
-    "fs_delete": ("fs", ("path", "entries")),
-    "chunk_stored": ("fs", ("chunk", "bytes")),
-    "repair_started": ("repair", ("epoch", "missing")),
-    "chunk_copied": ("repair", ("chunk", "source", "bytes")),
-    "repair_done": ("repair", ("epoch", "copied", "bytes")),
-    "chunk_collected": ("repair", ("chunk",)),
+    "fs_write": (
+        "fs",
+        "A file was written: its header is committed.",
+        {
+            "path": ("path", "of the file"),
+            "size": ("bytes", "of its content"),
+            "version": ("number", "of the file, from 1"),
+            "chunks": ("count", "of its content; 0: it is in the header"),
+            "duration_s": ("s", "from the first byte to the commit; it ends with the event"),
+        },
+    ),
+    "fs_delete": (
+        "fs",
+        "A file or a directory was removed.",
+        {"path": ("path", "of it"), "entries": ("count", "removed, with all below")},
+    ),
+    "chunk_stored": (
+        "fs",
+        "A chunk that was not here is held and synced.",
+        {"chunk": ("hash", "its name"), "bytes": ("bytes", "its size")},
+    ),
+    "repair_started": (
+        "repair",
+        "Copies of chunks are missing, and this node makes them.",
+        {"epoch": ("number", "of the view"), "missing": ("count", "of copies")},
+    ),
+    "chunk_copied": (
+        "repair",
+        "A chunk came here by repair.",
+        {"chunk": ("hash", "its name"), "source": ("node", "who sent it"), "bytes": ("bytes", "its size")},
+    ),
+    "repair_done": (
+        "repair",
+        "This node has nothing left to repair.",
+        {"epoch": ("number", "of the view"), "copied": ("count", "of chunks"), "bytes": ("bytes", "copied")},
+    ),
+    "chunk_collected": ("repair", "A chunk that no file needs was removed.", {"chunk": ("hash", "its name")}),
     # faults, policies, tasks
-    "fault": ("fault", ("fault", "arguments")),
-    "policy_installed": ("policy", ("slot", "name")),
-    "policy_failed": ("policy", ("slot", "name", "error")),
-    "task_failed": ("fault", ("task", "error")),
+    "fault": (
+        "fault",
+        "A fault begins or ends; of the node `testbed` when the testbed made it.",
+        {
+            "fault": ("word", "of the vocabulary: kill, partition, heal, ...; `link` is one node's part of it"),
+            "arguments": ("map", "whom it strikes (node, nodes, groups, ...) and how much"),
+        },
+    ),
+    "policy_installed": (
+        "policy",
+        "A class fills a slot on this node.",
+        {"slot": ("name", "of the slot"), "name": ("name", "of the class")},
+    ),
+    "policy_failed": (
+        "policy",
+        "A class in a slot raised, or answered nonsense.",
+        {"slot": ("name", "of the slot"), "name": ("name", "of the class"), "error": ("text", "what was wrong")},
+    ),
+    "task_failed": (
+        "fault",
+        "A task of the node ended with an error that nobody had foreseen.",
+        {"task": ("name", "of the task"), "error": ("text", "its class and message")},
+    ),
 }
+"""kind -> (category, meaning, field -> (unit, meaning)); ``docs/events.md`` is made of it."""
+
+KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    kind: (category, tuple(fields)) for kind, (category, _, fields) in SCHEMA.items()
+}
+"""kind -> (category, fields). The category colours the ticker and selects what a subscriber wants."""
 
 CATEGORIES: Final[tuple[str, ...]] = ("message", "cls", "storage", "db", "fs", "repair", "fault", "policy")
 
@@ -74,6 +245,9 @@ class Event:
 
     @property
     def id(self) -> EventId:
+        """Unique among the events of one life of the node."""
+        if self.kind == "send" and (number := self.data.get("message")):
+            return (self.node, -number)
         return (self.node, self.seq)
 
     @property
@@ -142,9 +316,10 @@ class Events:
         self.active = bool(self._subscribers)
         self.messages = "message" in self._wanted
 
-    def publish(self, kind: str, /, *, cause: EventId | None = None, **data: Any) -> int:
+    def publish(self, kind: str, /, *, cause: EventId | None = None, stamp: int = 0, **data: Any) -> int:
         """Publish; returns the event's sequence number, 0 when nobody wants its category.
 
+        ``cause``: by default what the running task reacts to. ``stamp``: the message's own, of a send or a receive.
         Raises ``KeyError`` for an unknown kind and ``ValueError`` for fields that the kind does not declare.
         """
         if not self.active:
@@ -155,7 +330,8 @@ class Events:
         if category not in self._wanted:
             return 0
         self._seq += 1
-        event = Event(self.node, self._seq, kind, self._stamp(), self._time_s(), cause or current_cause.get(), data)
+        cause = cause or current_cause.get()
+        event = Event(self.node, self._seq, kind, stamp or self._stamp(), self._time_s(), cause, data)
         for subscriber, wanted in tuple(self._subscribers.values()):
             if category in wanted:
                 subscriber(event)

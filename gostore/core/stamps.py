@@ -36,6 +36,14 @@ class HybridClock:
         self.last = physical if physical > self.last else self.last + 1
         return self.last
 
+    def peek(self, wall_ms: int) -> int:
+        """The stamp of a local event that no message tells of: the clock is read and not advanced.
+
+        So whoever watches a node changes no stamp that travels. It is not later than the next tick, unless the wall
+        clock is set back in between.
+        """
+        return max(self.last, wall_ms << LOGICAL_BITS)
+
     def merge(self, remote: int, wall_ms: int) -> int:
         """The stamp of a receive: later than the sender's and than everything here."""
         if remote > self.last and stamp_wall_ms(remote) <= wall_ms + DRIFT_MS_MAX:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gostore.core.events import CATEGORIES, KINDS, Event, Events, current_cause
+from gostore.core.events import CATEGORIES, KINDS, SCHEMA, Event, Events, current_cause
 
 
 def bus() -> Events:
@@ -14,6 +14,22 @@ def test_every_kind_has_a_known_category_and_distinct_fields() -> None:
     for kind, (category, fields) in KINDS.items():
         assert category in CATEGORIES, kind
         assert len(set(fields)) == len(fields), kind
+
+
+def test_every_kind_and_field_has_a_meaning() -> None:
+    for kind, (_, meaning, fields) in SCHEMA.items():
+        assert meaning.endswith("."), kind
+        for name, (unit, words) in fields.items():
+            assert unit, f"{kind}.{name}"
+            assert words, f"{kind}.{name}"
+            assert (unit == "s") == name.endswith("_s"), f"{kind}.{name}"
+            assert (unit == "bytes") == (name in ("bytes", "size", "torn_bytes")), f"{kind}.{name}"
+
+
+def test_a_send_is_named_by_the_number_that_travels() -> None:
+    fields = {name: "" for name in KINDS["send"][1]} | {"message": 17}
+    assert Event("n1", 5, "send", 1, 0.0, None, fields).id == ("n1", -17)
+    assert Event("n1", 5, "recv", 1, 0.0, None, fields).id == ("n1", 5)
 
 
 def test_nothing_is_published_when_nobody_listens() -> None:
@@ -28,11 +44,12 @@ def test_sequence_numbers_have_no_gap_and_events_carry_their_cause() -> None:
         events.publish("view", epoch=1, online=["n1"])
     finally:
         current_cause.reset(token)
-    events.publish("suspect", member="n3", incarnation=1, cause=("n1", 1))
+    events.publish("suspect", member="n3", incarnation=1, cause=("n1", 1), stamp=700)
     end()
     assert events.publish("view", epoch=2, online=[]) == 0
     assert [event.seq for event in seen] == [1, 2]
     assert [event.cause for event in seen] == [("n2", 7), ("n1", 1)]
+    assert [event.stamp for event in seen] == [1, 700]
     assert seen[0].category == "cls"
     assert [Event.from_wire(event.to_wire()) for event in seen] == seen
 

@@ -41,3 +41,14 @@ def test_a_counter_that_overflows_keeps_the_order() -> None:
 def test_a_clock_far_ahead_is_not_adopted() -> None:
     ahead = HybridClock().tick(10_000 + DRIFT_MS_MAX + 1)
     assert stamp_wall_ms(HybridClock().merge(ahead, 10_000)) == 10_000
+
+
+@given(steps)
+def test_looking_at_a_clock_changes_no_stamp_and_is_in_order(steps: list[tuple[int, int | None, int]]) -> None:
+    """Of a wall clock that is never set back; the same steps with and without somebody who looks."""
+    looked, alone, wall = HybridClock(), HybridClock(), 1_000_000
+    for _, _, step in steps:
+        wall += abs(step)
+        seen = looked.peek(wall)
+        assert looked.last <= seen <= looked.tick(wall) == alone.tick(wall)
+        assert stamp_wall_ms(looked.peek(wall)) >= wall
