@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo lab test lint types unit notebooks browser bench clean
+.PHONY: help demo lab test lint types unit notebooks browser bench mutation clean
 
 help:
 	@echo 'make demo   store a real directory tree in five processes, kill one, read everything back'
 	@echo 'make lab    open JupyterLab on the first notebook'
 	@echo 'make test   everything that must hold (within 10 minutes on 2 cores)'
 	@echo 'make bench  the launch benchmark against dask'
+	@echo 'make mutation  mutants of the pure cores: writes docs/mutation.md (an hour of one core; goes on where it stopped)'
 
 demo: $(VENV)/.core compiled
 	$(BIN)/gostore demo
@@ -40,6 +41,9 @@ browser: $(VENV)/.dev compiled
 bench: $(VENV)/.dev compiled
 	$(BIN)/gostore bench launch --vs dask
 
+mutation: $(VENV)/.mutation
+	nice -n 10 $(BIN)/python tests/mutation/run.py --json
+
 # Byte code for our own modules, also where PYTHONDONTWRITEBYTECODE is set: a node starts three times as fast with it.
 .PHONY: compiled
 compiled: | $(VENV)/bin/python
@@ -63,5 +67,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.core $(VENV)/.notebook
 
+$(VENV)/.mutation: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutation

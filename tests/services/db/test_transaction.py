@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gostore.core.errors import BadRequest, Conflict
-from gostore.core.keyvalue import PointRead, RangeRead, RequestId, Write
+from gostore.core.keyvalue import PointRead, RangeRead, Read, RequestId, Write
 from gostore.core.transaction import Transaction, transact
 from gostore.services.db.mvcc import Store
 from gostore.services.db.transaction import LockTable, find_clash
@@ -315,3 +315,97 @@ def test_a_lock_is_released_as_a_whole() -> None:
     locks.release("2")
     locks.release("2")
     assert find_clash(store, locks, [], [("c", "r")]) is None
+
+
+def names(*of: str) -> st.SearchStrategy[str]:
+    """Equal names that are different objects, as they are when they come from the network."""
+    return st.sampled_from(of).map(lambda name: name.encode().decode())
+
+
+places = st.tuples(names("c1", "c2", "c3"), names("ka", "kb", "kc", "kd", "ke"))
+points = places.map(lambda place: PointRead(*place))
+bounds = st.none() | names("ka", "kc", "kd", "kf")
+ranges = st.tuples(names("c1", "c2", "c3"), names("aa", "ka", "kb", "kd"), bounds).map(lambda r: RangeRead(*r, 0, 0, 0))
+read_sets = st.lists(points | ranges, max_size=3)
+write_sets = st.lists(places, max_size=3)
+EVERYWHERE = [
+    (container, key) for container in ("c1", "c2", "c3") for key in ("aa", "ka", "kb", "kc", "kd", "ke", "zz")
+]
+
+
+def within(place: tuple[str, str], read: Read) -> bool:
+    """The definition: does this read see this place?"""
+    if isinstance(read, PointRead):
+        return place == (read.container, read.key)
+    container, key = place
+    return container == read.container and read.start <= key and (read.end is None or key < read.end)
+
+
+@given(
+    st.lists(st.tuples(read_sets, write_sets) | st.integers(0, 5), max_size=8),
+    st.lists(ranges, min_size=1, max_size=3),
+)
+def test_locks_stand_against_what_the_definition_says(steps: list[Any], asked: list[RangeRead]) -> None:
+    """What is locked for reading may be read, and not written; what is locked for writing, neither."""
+    store, locks = Store(), LockTable()
+    held: dict[str, tuple[list[Read], list[tuple[str, str]]]] = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, int):
+            held.pop(f"t{step}", None)
+            locks.release(f"t{step}")
+        elif find_clash(store, locks, *step) is None:
+            held[f"t{number}"] = step
+            locks.acquire(f"t{number}", *step)
+        written = [place for _, writes in held.values() for place in writes]
+        read = [one for reads, _ in held.values() for one in reads]
+        assert len(locks) == len(held)
+        for place in EVERYWHERE:
+            assert locks.against_read(*place) == (place in written)
+            assert locks.against_write(*place) == (place in written or any(within(place, one) for one in read))
+            clash = find_clash(store, locks, [], [place])
+            assert (clash is not None) == locks.against_write(*place)
+            assert clash is None or (clash[:2], clash.lock) == (place, True)
+            clash = find_clash(store, locks, [PointRead(*place)], [])
+            assert (clash is not None) == (place in written)
+            assert clash is None or (clash[:2], clash.lock) == (place, True)
+        for one in asked:
+            inside = [place for place in written if within(place, one)]
+            key = locks.against_range(one.container, one.start, one.end)
+            assert (key is None) if not inside else ((one.container, key) in inside)
+            clash = find_clash(store, locks, [one], [])
+            assert (clash is None) if not inside else (clash is not None and clash[:2] in inside and clash.lock)
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_a_point_read_holds_for_the_version_that_it_saw_and_no_other(now: int, seen: int) -> None:
+    """An older version was overwritten; a newer one is of another life of the shard. Numbers are no objects."""
+    store, offset = Store(), 10**9
+    if now:
+        store.write("c", "k", b"", now + offset)
+    clash = find_clash(store, LockTable(), [PointRead("c", "k", seen + offset if seen else 0)], [])
+    if seen == now:
+        assert clash is None
+    else:
+        was, is_now = (f"version {version + offset}" if version else "absent" for version in (seen, now))
+        assert clash == ("c", "k", f"was {was} when it was read and is {is_now}", False)
+
+
+@given(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_a_range_read_holds_for_its_fingerprint_and_no_other(seen: tuple[int, int]) -> None:
+    store = Store()
+    store.write("c", "k1", b"", 1)
+    store.write("c", "k2", b"", 2)
+    clash = find_clash(store, LockTable(), [RangeRead("c", "k", None, 0, *seen)], [])
+    assert (clash is None) == (seen == (2, 2))
+    assert clash is None or (clash[:2], clash.lock) == (("c", "k"), False)
+
+
+def test_what_changed_is_told_rather_than_what_is_locked() -> None:
+    """Waiting for the lock would be in vain."""
+    store, locks = Store(), LockTable()
+    store.write("c", "k", b"", 7)
+    locks.acquire("1", [], [("c", "k")])
+    for stale in (PointRead("c", "k", 6), RangeRead("c", "k", None, 0, 1, 6)):
+        clash = find_clash(store, locks, [stale], [("c", "k")])
+        assert clash is not None
+        assert not clash.lock
