@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,11 @@ def figures(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+@contextmanager
+def up(path: Path, *arguments: str) -> Iterator[dict[str, Any]]:
     """``gostore up`` in a process of its own; ended with Ctrl-C, as a user would."""
-    path = tmp_path_factory.mktemp("up") / "cluster"
     process = subprocess.Popen(
-        [*COMMAND, "up", "--nodes", "3", "--path", str(path), "--json"], stdout=subprocess.PIPE, text=True
+        [*COMMAND, "up", *arguments, "--path", str(path), "--json"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     line = ""
@@ -49,6 +49,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with up(tmp_path_factory.mktemp("up") / "cluster", "--nodes", "3") as found:
+        yield found
+
+
+def test_a_cluster_that_is_there_comes_up_in_its_own_size(tmp_path: Path) -> None:
+    with up(tmp_path / "cluster", "--nodes", "2") as found:
+        assert found["nodes"] == 2
+    with up(tmp_path / "cluster") as found:
+        assert found["nodes"] == 2
+    refused = invoke("up", "--nodes", "3", "--path", str(tmp_path / "cluster"))
+    assert refused.exit_code == 1
+    assert "holds a cluster of 2" in refused.output
 
 
 def test_demo_prints_its_figures(tmp_path: Path) -> None:
@@ -90,6 +106,10 @@ def test_objects_of_a_running_cluster(running: dict[str, Any]) -> None:
     figures("db", "set", "things", "k", "7", "tags.1", *at)
     assert figures("db", "get", "things", "k", *at) == {"value": {"tags": ["a", 7]}}
     figures("db", "rm", "things", "k", *at)
+    missing = invoke("db", "get", "things", "k", *at)
+    assert missing.exit_code == 1
+    assert "things has nothing under 'k'; `gostore db set`" in missing.output
+    figures("db", "set", "things", "k", "null", *at)
     assert figures("db", "get", "things", "k", *at) == {"value": None}
     assert "not JSON" in invoke("db", "set", "things", "k", "text", *at).output
 
