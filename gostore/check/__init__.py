@@ -15,13 +15,14 @@ from gostore.check.invariants import (
     unequal_replicas,
 )
 from gostore.check.linearizability import Linearizability, Verdict, check_linearizable
-from gostore.check.serializability import Serializability, check_serializable
+from gostore.check.serializability import Serializability, Serializable, check_serializable
 from gostore.check.transactions import MODEL as TRANSACTIONS
-from gostore.check.transactions import Transaction
+from gostore.check.transactions import Access, Transaction
 
 __all__ = [
     "FORMATS",
     "TRANSACTIONS",
+    "Access",
     "History",
     "Invariant",
     "Judgement",
@@ -29,6 +30,7 @@ __all__ = [
     "Operation",
     "Outcome",
     "Serializability",
+    "Serializable",
     "Transaction",
     "Verdict",
     "Violation",

@@ -211,9 +211,46 @@ class OnePrimaryPerGeneration(_Agreement):
         )
 
 
+class OneCommitPerIndex(_Agreement):
+    """An index of a shard's log has one commit: what was committed is never replaced by something else."""
+
+    name = "one commit per index"
+    kinds = ("commit",)
+
+    def says(self, event: Event) -> tuple[Hashable, Any]:
+        return (event.data["shard"], event.data["index"]), [event.data["container"], *event.data["keys"]]
+
+    def tell(self, event: Event, before: str, now: str) -> str:
+        return f"index {event.data['index']} of shard {event.data['shard']} wrote {before} and {now}"
+
+
+class EpochsGrow:
+    """The epochs of the views of one node only grow, as long as it lives."""
+
+    name = "epochs grow"
+    kinds = ("view",)
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Event] = {}
+
+    def look(self, event: Event) -> str | None:
+        before, self._latest[event.node] = self._latest.get(event.node), event
+        # A life of a node numbers its events from 1: a smaller number means that it has restarted.
+        if before is None or event.seq < before.seq or event.data["epoch"] > before.data["epoch"]:
+            return None
+        return f"{event.node} went from epoch {before.data['epoch']} to {event.data['epoch']}"
+
+
 def standard_invariants() -> list[Invariant]:
     """All of this module that look at events, new ones."""
-    return [OneMasterPerEpoch(), EqualViews(), EqualMembers(), OnePrimaryPerGeneration()]
+    return [
+        OneMasterPerEpoch(),
+        EqualViews(),
+        EqualMembers(),
+        EpochsGrow(),
+        OnePrimaryPerGeneration(),
+        OneCommitPerIndex(),
+    ]
 
 
 class _Gap(Protocol):

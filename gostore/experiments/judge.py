@@ -1,16 +1,49 @@
-"""What is checked of a simulated run, and the marks that tell how much happened in it."""
+"""What is checked of a simulated run, and the marks that tell how much happened in it.
+
+There are two kinds of checks. :func:`judge` reads what clients were told (histories) and what nodes published (the
+journal). :func:`converge` looks into the nodes, from outside, as a simulated world can: when load and faults are over,
+the replicas of a shard must become equal, to the byte, and nothing may be left of what was under way (locks,
+transactions, suspicions).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
-from gostore.check import Verdict, check_linearizable, judge_journal
+from gostore.check import (
+    Serializable,
+    Verdict,
+    check_linearizable,
+    check_serializable,
+    judge_journal,
+    unequal_replicas,
+)
+from gostore.core.errors import Corrupt
+from gostore.core.events import Event
 from gostore.experiments.workload import Workload, describe
-from gostore.faults import Nemesis
+from gostore.faults import Nemesis, Step
+from gostore.node import Node
+from gostore.services.db.entries import COMMAND
+from gostore.services.db.machine import Restorer, unpack_command
+from gostore.services.db.shard import Shard
 from gostore.sim import SimCluster
 
 if TYPE_CHECKING:
     from gostore.experiments.simulation import Run
+
+LOOK_S: Final = 0.25
+LOOKS_MAX: Final = 80
+"""How often a settled cluster is looked at, and how far apart, until its replicas must be equal: for 20 virtual
+seconds, several times the longest back-off."""
+
+CUTTING: Final = ("partition", "one_way", "isolate", "pause")
+"""Faults after which a member that lives may be taken for dead."""
+
+DECLARED_S: Final = 12.0
+"""Seconds after the end of a life in which it may be declared, some of them after the next life has begun."""
 
 
 def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
@@ -21,18 +54,130 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
     for name, life in [(name, cluster.nodes[name].life) for name in cluster.nodes]:
         if str(life) == "crashed":
             run.violations.append(f"{name} {cluster.why_ended(name)}")
+    run.violations.extend(wrongly_declared(cluster.events, run.schedule))
     for event in cluster.events:
         if event.kind == "task_failed":
             run.violations.append(f"{event.node}: task {event.data['task']} failed: {event.data['error']}")
     if workload is None:
         return
     run.violations.extend(workload.totals.wrong)
+    run.violations.extend(_counters(workload))
     for what, history in (("registers", workload.registers), ("files", workload.files)):
         verdict = check_linearizable(history)
         if verdict.verdict is Verdict.NOT:
             run.violations.append(f"{what}: {verdict.text()}")
         elif verdict.verdict is Verdict.UNKNOWN:
             run.unknown.append(f"{what}: {verdict.text()}")
+    serializable = check_serializable(workload.transactions(), strict=True)
+    if serializable.verdict is Serializable.NOT:
+        run.violations.append(f"cells: {serializable.text()}")
+    elif serializable.verdict is Serializable.UNKNOWN:
+        run.unknown.append(f"cells: {serializable.text()}")
+
+
+def wrongly_declared(events: Iterable[Event], schedule: Sequence[Step]) -> list[str]:
+    """Members that were declared offline though they lived, and nothing had cut them off or stopped them.
+
+    Judged only without faults that may do that rightly (:data:`CUTTING`). ``events`` in the order of their times.
+    """
+    if any(step.word in CUTTING for step in schedule):
+        return []
+    found: dict[str, str] = {}
+    ended_s: dict[str, float] = {}
+    latest: dict[str, int] = {}
+    for event in events:
+        if event.kind == "fault" and event.data["fault"] in ("kill", "power_cut", "restart"):
+            ended_s[event.data["arguments"]["node"]] = event.time_s
+        elif event.seq < latest.get(event.node, 0) or event.kind == "node_stopping":
+            ended_s[event.node] = event.time_s
+        latest[event.node] = event.seq
+        if event.kind == "member" and event.data["state"] == "offline":
+            member = event.data["member"]
+            if event.time_s - ended_s.get(member, -math.inf) > DECLARED_S:
+                what = f"{member} was declared offline at {event.time_s:.3f} s (event {event.seq} of {event.node})"
+                found.setdefault(member, f"only the dead are declared offline: {what}, but had been running")
+    return list(found.values())
+
+
+def _counters(workload: Workload) -> Iterator[str]:
+    """An addition that was acknowledged happened once; one of unknown outcome at most once."""
+    for name, counter in workload.counters.items():
+        most = counter.added + counter.doubtful
+        if counter.final is not None and not counter.added <= counter.final <= most:
+            allowed = f"{counter.added}" if not counter.doubtful else f"{counter.added} to {most}"
+            yield f"counters: {name} is {counter.final} at the end; what was acknowledged makes it {allowed}"
+
+
+async def converge(cluster: SimCluster) -> list[str]:
+    """Wait until replicas are equal and nothing is under way; what is still not so after :data:`LOOKS_MAX` looks.
+
+    Run it inside the world, on a settled cluster without load.
+    """
+    nodes = {name: machine.app for name, machine in cluster._machines.items() if machine.app and machine.life.alive}
+    for _ in range(LOOKS_MAX):
+        found = [*_left_over(nodes), *_unequal(nodes)]
+        if not found:
+            break
+        await asyncio.sleep(LOOK_S)
+    return [*found, *_damaged(nodes)]
+
+
+def _left_over(nodes: dict[str, Node]) -> Iterator[str]:
+    for name, node in nodes.items():
+        for shard in node.db._shards:
+            machine = shard.machine
+            if machine.prepared or len(machine.locks):
+                stays = ", ".join(machine.prepared) or "a transaction that is not there"
+                yield f"locks: {stays} locks shard {shard.number} of {name} after quiet"
+            if machine.coordinated:
+                yield f"two-phase commit: {name} does not forget {', '.join(machine.coordinated)} after quiet"
+        doubted = node.cls._detection.swim.in_status("suspect", "dead")
+        if doubted:
+            yield f"membership: {name} doubts {', '.join(sorted(doubted))} after quiet"
+
+
+def _unequal(nodes: dict[str, Node]) -> Iterator[str]:
+    """Replicas are all who hold a shard as primary or backup."""
+    groups: dict[int, dict[str, Shard]] = {}
+    for name, node in nodes.items():
+        for shard in node.db._shards:
+            if shard.replication.role != "idle":
+                groups.setdefault(shard.number, {})[name] = shard
+    digests: dict[str, dict[str, str]] = {}
+    for number, shards in groups.items():
+        applied = max(shard.machine.applied for shard in shards.values())
+        digests[f"shard {number}"] = {name: _digest(shard, applied) for name, shard in shards.items()}
+    yield from map(str, unequal_replicas(digests))
+
+
+def _digest(shard: Shard, applied: int) -> str:
+    """Of the state that a replica is in, or would be in if it took over: after this index of the log.
+
+    A backup that restarted learns with the next write how far its log is committed; it applies nothing before.
+    """
+    machine, journal = shard.machine, shard.replication._replica.journal  # type: ignore[attr-defined]
+    if machine.applied < applied:
+        restorer = Restorer(shard.number, machine._value_size_bytes_max)
+        for piece in machine.snapshot():
+            restorer.add(piece)
+        machine = restorer.finish()
+        for index in range(machine.applied + 1, min(applied, journal.last.index) + 1):
+            entry = journal.entry(index)
+            if entry.kind == COMMAND:
+                machine.apply(unpack_command(entry.payload), index)
+            else:
+                machine.skip(index)
+    return machine.digest()
+
+
+def _damaged(nodes: dict[str, Node]) -> Iterator[str]:
+    """Every copy of every chunk is read."""
+    for name, node in nodes.items():
+        for key in node.blobs.keys():  # noqa: SIM118  # no mapping
+            try:
+                node.blobs.get(key)
+            except Corrupt as error:
+                yield f"chunks: {name}: {error.message}"
 
 
 def coverage(cluster: SimCluster, nemesis: Nemesis, workload: Workload | None) -> dict[str, int]:

@@ -102,7 +102,7 @@ def test_what_breaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def forgetful(self: DbHandle, container: str, key: str, value: object, *path: object) -> int:
         calls.append(key)
-        if container == "registers" and len(calls) % 5 == 0:
+        if container == "registers" and len(calls) % 3 == 0:
             return 1
         return await original(self, container, key, value, *path)
 
