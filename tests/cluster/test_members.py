@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 
 from gostore.cluster.members import (
     ENTRY,
+    LIVE,
     PRECEDENCE,
     TRANSITIONS,
+    WAITING,
     WEIGHT_MAX,
     Member,
     MemberChange,
@@ -103,3 +106,63 @@ def test_a_change_knows_whether_the_state_changed() -> None:
     assert MemberChange(online, member(NodeState.ONLINE, 2)).state_changed, "another life"
     assert not MemberChange(online, online.to(NodeState.ONLINE, weight=2.0)).state_changed
     assert MemberChange(online, online.to(NodeState.OFFLINE)).name == "a"
+
+
+def test_states_in_the_order_of_their_precedence() -> None:
+    order = ["joining", "connecting", "online", "disconnecting", "leaving", "offline", "left"]
+    assert sorted(NodeState, key=PRECEDENCE.__getitem__) == order
+    assert len(dict.fromkeys(PRECEDENCE.values())) == len(NodeState)
+
+
+def test_states_that_are_live_and_states_that_wait() -> None:
+    assert {state for state in NodeState if member(state).live} == set(NodeState) - {NodeState.OFFLINE, NodeState.LEFT}
+    assert [state for state in NodeState if member(state).online] == [NodeState.ONLINE]
+    assert set(WAITING) == {NodeState.JOINING, NodeState.CONNECTING} < set(LIVE)
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most", "outside"),
+    [
+        ("rest_port", 0, 65_535, (-1, 65_536)),
+        ("incarnation", 1, 1 << 62, (0, -1)),
+        ("joined", 0, 1 << 62, (-1,)),
+        ("weight", 1e-9, 64.0, (0.0, -1.0, 64.000001, float("inf"), float("-inf"), float("nan"))),
+        ("name", "x", "y" * 60, ("",)),
+    ],
+)
+def test_fields_at_their_bounds(field: str, least: object, most: object, outside: tuple[object, ...]) -> None:
+    fields: dict[str, object] = {"name": "a", "address": ADDRESS}
+    for value in (least, most):
+        assert getattr(Member(**{**fields, field: value}), field) == value  # type: ignore[arg-type]
+    for value in outside:
+        with pytest.raises(ValueError, match=r"allowed|too small|needs a name"):
+            Member(**{**fields, field: value})  # type: ignore[arg-type]
+
+
+def test_a_member_by_default_joins_the_global_ring_with_the_ordinary_weight() -> None:
+    record = Member(name="a", address=ADDRESS)
+    assert record.to_wire() == ["a", ADDRESS.to_wire(), 0, "joining", 1, ["global"], 1.0, 0]
+
+
+def test_records_are_values() -> None:
+    """They are shared between views: nobody may change one, equal ones are one to a set."""
+    record = member(NodeState.ONLINE)
+    with pytest.raises(FrozenInstanceError):
+        record.weight = 2.0  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        MemberChange(None, record).old = record  # type: ignore[misc]
+    assert len({record, member(NodeState.ONLINE), record.to(NodeState.LEFT)}) == 2
+    with pytest.raises(TypeError):
+        Member("a", ADDRESS)  # type: ignore[misc]
+
+
+def test_incarnations_are_compared_as_numbers() -> None:
+    """Also when they are large, and come from the network as another object each."""
+    now = 1 << 40
+    old = member(NodeState.ONLINE, now)
+    assert is_legal(old, member(NodeState.OFFLINE, int(str(now))))
+    assert not is_legal(old, member(NodeState.CONNECTING, int(str(now))))
+    assert is_legal(old, member(NodeState.CONNECTING, now + 1))
+    assert not is_legal(old, member(NodeState.OFFLINE, now - 1))
+    assert not MemberChange(old, member(NodeState.ONLINE, int(str(now)))).state_changed
+    assert MemberChange(old, member(NodeState.ONLINE, now - 1)).state_changed

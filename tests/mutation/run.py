@@ -68,6 +68,7 @@ class Module:
 
     def run(self, *, survivors_only: bool) -> None:
         """Run what is not known yet; ``survivors_only`` believes earlier kills although tests changed since."""
+        key = self.key()
         STATE.mkdir(exist_ok=True)
         (STATE / ".gitignore").write_text("*\n")
         saved = json.loads(self.state.read_text()) if self.state.exists() else {}
@@ -75,10 +76,10 @@ class Module:
         before = saved.get("results", {}) if saved.get("source") == source else {}
         pending = self.state.with_suffix(".jsonl")
         marker = self.state.with_suffix(".key")
-        if not marker.exists() or marker.read_text() != self.key():
+        if not marker.exists() or marker.read_text() != key:
             pending.unlink(missing_ok=True)
-            marker.write_text(self.key())
-        if saved.get("key") == self.key() and not saved["carried"]:
+            marker.write_text(key)
+        if saved.get("key") == key and not saved["carried"]:
             known = before
         elif survivors_only:
             known = {name: outcome for name, outcome in before.items() if outcome[0] in KILLED}
@@ -93,7 +94,7 @@ class Module:
             self._work(missing, {name: outcome[1] for name, outcome in before.items()}, pending)
             known |= {name: outcome for name, *outcome in map(json.loads, pending.read_text().splitlines())}
         self.results = {name: (outcome, by) for name, (outcome, by) in known.items()}
-        told = {"key": self.key(), "source": source, "carried": self.carried, "results": self.results}
+        told = {"key": key, "source": source, "carried": self.carried, "results": self.results}
         self.state.write_text(json.dumps(told, indent=0))
 
     def _work(self, names: list[str], killers: dict[str, str], results: Path) -> None:
@@ -109,7 +110,7 @@ class Module:
             "killers": killers,
         }
         job.write_text(json.dumps(told))
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, str(HERE / "worker.py"), str(job)], check=True, env=environment)
 
 

@@ -44,7 +44,7 @@ import pytest
 from hypothesis import Phase, settings
 from mutants import Mutant, mutants_of
 
-EXAMPLES = 40
+EXAMPLES = 30
 CPU_FACTOR = 4.0
 CPU_EXTRA_S = 1.5
 WALL_FACTOR = 8.0
@@ -99,6 +99,7 @@ def main() -> None:
     done = {json.loads(line)[0] for line in job.results.read_text().splitlines()}
     rest = [mutant for mutant in mutants if mutant.name not in done]
     preload(job, profile["loaded"])
+    gc.freeze()
     for mutant in rest:
         job.record(mutant, import_and_run(job, profile, mutant))
 
@@ -174,9 +175,8 @@ def cpu_limit_s(profile: dict[str, Any], tests: Iterable[str]) -> float:
 
 
 def arguments(job: Job) -> list[str]:
-    """No limits of wall time, as forks have their own; nothing is left behind; libraries may be loaded beforehand."""
-    loaded = "ignore::pytest.PytestAssertRewriteWarning"
-    return [*job.tests, "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "-W", loaded]
+    """No limits of wall time, as forks have their own; nothing is left behind; asserts as they are written."""
+    return [*job.tests, "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "--assert=plain"]
 
 
 class Measuring:
@@ -262,6 +262,7 @@ class Serving:
         for found in gc.get_objects():
             if type(found) is FunctionType and found.__code__.co_filename == str(self.job.path):
                 self.functions.setdefault(name_of(found.__code__), []).append(found)
+        gc.freeze()  # a fork shares what its collector does not touch
         for mutant in self.mutants:
             outcome = self.run(mutant)
             if outcome[1] != NEEDS_IMPORT:

@@ -180,3 +180,27 @@ def test_a_record_larger_than_a_block_is_read(blocks: int) -> None:
     ]
     data, *_ = build([batch])
     assert scan(data)[0] == batch
+
+
+# Segment 3 with one entry and the note that it was synced, as version 1 of the format has it.
+GOLDEN = bytes.fromhex(
+    "4753574c01000000b979379e03000000000000002c0000006a45efdb"
+    "b979379e7018097d3458771d0500000000000000010000000200000000000000030000000000000004000100"
+    "76616c7565"
+    "b979379ef968b9c200000000000000004d000000000000000000000000000000000000000000000000000600"
+)
+
+
+def test_segments_of_the_first_version_are_read_and_written() -> None:
+    """A node is upgraded with its data: whoever changes the format must change its version."""
+    head = Head(3, HEAD.mark, 44)
+    entry, note = RawRecord(1, 1, 2, 3, 4, b"value"), RawRecord(6, 0, 0, 0, 0, b"")
+    assert segments.decode_head("wal/3", GOLDEN) == head
+    assert scan(GOLDEN, head=head)[0] == [entry, note]
+    data = segments.encode_head(head)
+    data += segments.record_header(head.mark, len(data), 0, entry) + b"value"
+    data += segments.record_header(head.mark, len(data), len(data), note)
+    assert data == GOLDEN
+    types = (segments.ENTRY, segments.COPY, segments.SUFFIX, segments.PREFIX, segments.OUTLINE, segments.SYNCED)
+    assert types == (1, 2, 3, 4, 5, 6)
+    assert (HEAD_SIZE_BYTES, RECORD_SIZE_BYTES, segments.FORMAT_VERSION) == (28, 44, 1)
