@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Any, Final
 
 from gostore.comm import wire
@@ -87,7 +88,7 @@ class Runtime:
 
 
 class Dispatcher:
-    """Runs jobs as tasks of the node, and hands their answers on (see :meth:`bind`)."""
+    """Runs jobs, those that may wait as tasks of the node, and hands their answers on (see :meth:`bind`)."""
 
     def __init__(self, env: Env, message_size_bytes_max: int, large_size_bytes: int) -> None:
         self._env = env
@@ -159,6 +160,9 @@ class Dispatcher:
 
     def _launch(self, job: Job) -> None:
         job.runtime.running += 1
+        if not job.function.waits:
+            copy_context().run(self._run_at_once, job)
+            return
         try:
             self._env.tasks.start(self._run(job), name=job.function.name)
         except RuntimeError:  # the node is stopping: no answer, the caller retries until its deadline
@@ -166,43 +170,80 @@ class Dispatcher:
 
     async def _run(self, job: Job) -> None:
         try:
-            if asyncio.get_running_loop().time() >= job.deadline_s:
-                self.fail(job, Unavailable(f"{job.function.name}: its deadline passed before it could start"))
+            call = self._enter(job)
+            if call is None:
                 return
-            if job.cause is not None:
-                current_cause.set(job.cause)
-            call = self._make_call(job)
-            current_call.set(call)
+            answer: Answer | None
             try:
-                answer = self._answer(job, await self._invoke(job, call))
-            except Redirect as redirect:
-                self._redirect(job, redirect.to)
-                return
-            except GoStoreError as error:
-                if isinstance(error, PolicyError):
-                    error.details.setdefault("node", self._env.name)  # every node has its own copy of the class
-                answer = self._error(job, error)
+                answer = self._answer(job, await job.function.run(call, *self._arguments(job)))
             except Exception as error:
-                self._env.log.exception("%s failed", job.function.name)
-                answer = self._error(
-                    job, InternalError(f"{job.function.name} at {self._env.name}: {type(error).__name__}: {error}")
-                )
+                answer = self._failed(job, error)
             finally:
                 call.finished = True
-            if answer.size_bytes > self._large_size_bytes and job.session is not None:
-                await self._room(job)
-            self._finish(job, answer)
+            if answer is not None:
+                if answer.size_bytes > self._large_size_bytes and job.session is not None:
+                    await self._room(job)
+                self._finish(job, answer)
         finally:
-            job.runtime.size_bytes -= job.frame.size_bytes
-            self._next(job.runtime)
+            self._leave(job)
 
-    async def _invoke(self, job: Job, call: Call) -> Any:
+    def _run_at_once(self, job: Job) -> None:
+        """A function that never waits needs no task: it runs in the turn in which its frame came in."""
+        try:
+            call = self._enter(job)
+            if call is None:
+                return
+            answer: Answer | None
+            try:
+                answer = self._answer(job, job.function.run(call, *self._arguments(job)))
+            except Exception as error:
+                answer = self._failed(job, error)
+            finally:
+                call.finished = True
+            if answer is not None:
+                self._finish(job, answer)
+        finally:
+            self._leave(job)
+
+    def _enter(self, job: Job) -> Call | None:
+        """What the handler gets; None when it is too late to begin."""
+        if asyncio.get_running_loop().time() >= job.deadline_s:
+            self.fail(job, Unavailable(f"{job.function.name}: its deadline passed before it could start"))
+            return None
+        if job.cause is not None:
+            current_cause.set(job.cause)
+        call = self._make_call(job)
+        current_call.set(call)
+        return call
+
+    def _leave(self, job: Job) -> None:
+        runtime = job.runtime
+        runtime.size_bytes -= job.frame.size_bytes
+        runtime.running -= 1
+        if runtime.waiting:
+            self._launch(runtime.waiting.popleft())
+
+    def _failed(self, job: Job, error: Exception) -> Answer | None:
+        """What a handler's exception becomes; None: it was redirected, and another node answers."""
+        if isinstance(error, Redirect):
+            self._redirect(job, error.to)
+            return None
+        if isinstance(error, PolicyError):
+            error.details.setdefault("node", self._env.name)  # every node has its own copy of the class
+        if isinstance(error, GoStoreError):
+            return self._error(job, error)
+        self._env.log.error("%s failed", job.function.name, exc_info=error)
+        return self._error(
+            job, InternalError(f"{job.function.name} at {self._env.name}: {type(error).__name__}: {error}")
+        )
+
+    def _arguments(self, job: Job) -> list[Any]:
         try:
             arguments = wire.unpack(job.frame.body)
         except ProtocolError:
             raise BadRequest(f"{job.function.name}: the arguments cannot be read") from None
         job.function.check(arguments)
-        return await job.function.run(call, *arguments)
+        return arguments  # type: ignore[no-any-return]
 
     def _answer(self, job: Job, result: Any) -> Answer:
         value, data = (result.value, result.data) if isinstance(result, Reply) else (result, b"")
@@ -227,8 +268,3 @@ class Dispatcher:
     def fail(self, job: Job, error: GoStoreError) -> None:
         """Answer with an error."""
         self._finish(job, self._error(job, error))
-
-    def _next(self, runtime: Runtime) -> None:
-        runtime.running -= 1
-        if runtime.waiting:
-            self._launch(runtime.waiting.popleft())

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -99,14 +99,15 @@ class Parameter:
 
 
 class Function:
-    """A remote function: its name, and its check of arguments, prepared once."""
+    """A remote function: its name, and its check of arguments, prepared once. ``waits``: it is a coroutine function."""
 
-    __slots__ = ("_kinds", "_required", "name", "parameters", "run")
+    __slots__ = ("_kinds", "_required", "name", "parameters", "run", "waits")
 
-    def __init__(self, name: str, parameters: tuple[Parameter, ...], run: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, name: str, parameters: tuple[Parameter, ...], run: Callable[..., Any]) -> None:
         self.name = name
         self.parameters = parameters
         self.run = run
+        self.waits = inspect.iscoroutinefunction(run)
         self._kinds = tuple(parameter.kinds for parameter in parameters)
         self._required = sum(parameter.required for parameter in parameters)
 
@@ -132,10 +133,12 @@ class Function:
 
 
 def remote(function: F) -> F:
-    """Make a coroutine method ``f(self, call, ...)`` of a service callable by peers.
+    """Make a method ``f(self, call, ...)`` of a service callable by peers.
 
-    Raises ``TypeError`` when it is not async, or a parameter has no annotation or one that cannot be checked: allowed
-    are int, float, str, bytes, bool, list, dict (their elements are not checked), Any, and unions of these and None.
+    It is a coroutine function; or a plain one that returns None, for casts that come often: it runs at once, without a
+    task of its own. Raises ``TypeError`` when it is neither, or a parameter has no annotation or one that cannot be
+    checked: allowed are int, float, str, bytes, bool, list, dict (their elements are not checked), Any, and unions of
+    these and None.
     """
     name = getattr(function, "__name__", repr(function))
     if name.startswith("_") or not name.isascii():
@@ -180,8 +183,9 @@ def functions_of(instance: object) -> tuple[str, dict[str, Function]]:
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"remote function {name} must be `async def`")
+    returns = inspect.get_annotations(function).get("return", "anything")
+    if not inspect.iscoroutinefunction(function) and returns not in ("None", None):
+        raise TypeError(f"remote function {name} must be `async def`, or return None")
     signature = list(inspect.signature(function).parameters.values())
     if len(signature) < 2:
         raise TypeError(f"remote function {name} takes (self, call, ...)")

@@ -50,6 +50,14 @@ class Echo:
         return value
 
     @remote
+    def note(self, call: Call, key: str) -> None:
+        """In the turn in which it arrives."""
+        self.calls.append(call)
+        if key == "bug":
+            raise RuntimeError("a bug")
+        self._count(key)
+
+    @remote
     async def add(self, call: Call, left: int, right: int = 1) -> int:
         return left + right
 

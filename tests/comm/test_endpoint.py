@@ -561,6 +561,25 @@ def test_casts(run_net: Run) -> None:
     run_net(scenario)
 
 
+def test_a_plain_function_runs_without_a_task(run_net: Run) -> None:
+    async def scenario(net: Net) -> None:
+        a, b = await net.node("a"), await net.node("b")
+        assert (await a.endpoint.call("b", "echo", "note", "asked")).value is None
+        tasks = len(b.endpoint.env.tasks)
+        a.endpoint.cast("b", "echo", "note", "told")
+        await until(lambda: b.echo.ran.get("told") == 1)
+        assert len(b.endpoint.env.tasks) == tasks
+        a.endpoint.cast("b", "echo", "note")  # wrong, and not silent
+        a.endpoint.cast("b", "echo", "note", "bug")
+        await until(lambda: b.statistic("casts_failed") == 2)
+        assert all(call.finished for call in b.echo.calls)
+        with pytest.raises(InternalError, match="RuntimeError: a bug"):
+            await a.endpoint.call("b", "echo", "note", "bug")
+        assert b.echo.ran == {"asked": 1, "told": 1}
+
+    run_net(scenario)
+
+
 def test_casts_find_a_restarted_peer(run_net: Run) -> None:
     async def scenario(net: Net) -> None:
         a, b = await net.node("a"), await net.node("b")

@@ -91,11 +91,32 @@ def test_what_is_no_service() -> None:
         functions_of(object())
 
 
-def test_a_remote_function_must_be_async() -> None:
-    with pytest.raises(TypeError, match="must be `async def`"):
+def test_a_remote_function_is_async_or_answers_nothing() -> None:
+    for returns in (int, "int", Any):
+
+        def f(self: Any, call: Call) -> None: ...
+
+        f.__annotations__["return"] = returns
+        with pytest.raises(TypeError, match="must be `async def`, or return None"):
+            remote(f)
+
+    def without(self, call): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(TypeError, match="must be `async def`, or return None"):
+        remote(without)
+
+
+def test_a_plain_function_does_not_wait() -> None:
+    @service("plain")
+    class Plain:
+        @remote
+        def at_once(self, call: Call) -> None: ...
 
         @remote
-        def f(self: Any, call: Call) -> None: ...
+        async def in_a_task(self, call: Call) -> None: ...
+
+    _, functions = functions_of(Plain())
+    assert {name: function.waits for name, function in functions.items()} == {"at_once": False, "in_a_task": True}
 
 
 def test_a_parameter_needs_an_annotation() -> None:

@@ -279,19 +279,19 @@ class ClsService:
         self._detection.arm()
 
     @remote
-    async def ping(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
+    def ping(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
         self._detection.probed(call.source, swim.PING, seq, epoch, digest, rumours)
 
     @remote
-    async def ack(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
+    def ack(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
         self._detection.probed(call.source, swim.ACK, seq, epoch, digest, rumours)
 
     @remote
-    async def ping_req(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any], target: str) -> None:
+    def ping_req(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any], target: str) -> None:
         self._detection.probed(call.source, swim.PING_REQ, seq, epoch, digest, rumours, target)
 
     @remote
-    async def report(self, call: Call, name: str, incarnation: int) -> None:
+    def report(self, call: Call, name: str, incarnation: int) -> None:
         """A member suspects another; told to the master directly, so that it need not wait for the rumour."""
         self._detection.told_of(name, incarnation)
 
