@@ -204,3 +204,119 @@ def test_segments_of_the_first_version_are_read_and_written() -> None:
     types = (segments.ENTRY, segments.COPY, segments.SUFFIX, segments.PREFIX, segments.OUTLINE, segments.SYNCED)
     assert types == (1, 2, 3, 4, 5, 6)
     assert (HEAD_SIZE_BYTES, RECORD_SIZE_BYTES, segments.FORMAT_VERSION) == (28, 44, 1)
+
+
+def flips(data: bytes) -> list[tuple[int, bytes]]:
+    """Every single bit of ``data`` flipped: where, and what comes of it."""
+    return [
+        (place, data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+        for place in range(len(data))
+        for bit in range(8)
+    ]
+
+
+def test_every_flipped_bit_of_a_head_is_told_by_its_kind() -> None:
+    """Magic, then version, then checksum: a log of another release is not called damaged."""
+    data = segments.encode_head(HEAD)
+    for place, damaged in flips(data):
+        if 4 <= place < 6:
+            with pytest.raises(NotSupported):
+                segments.decode_head("wal/3", damaged)
+            continue
+        words = "does not begin like a segment" if place < 4 else "does not match its checksum"
+        with pytest.raises(Corrupt, match=f"wal/3 is damaged at offset 0, .*{words}"):
+            segments.decode_head("wal/3", damaged)
+
+
+@pytest.mark.parametrize("payload", [b"", b"value"])
+def test_every_flipped_bit_and_every_cut_of_a_record_is_noticed(payload: bytes) -> None:
+    record = RawRecord(segments.ENTRY, 1, 2, 3, 4, payload)
+    data = segments.record_header(HEAD.mark, 100, 50, record) + payload
+    assert segments.record_at(HEAD, 100, data) == record
+    assert segments.record_at(HEAD, 100, data + b"behind") == record
+    assert [segments.record_at(HEAD, 100, damaged) for _, damaged in flips(data)] == [None] * (8 * len(data))
+    assert [segments.record_at(HEAD, 100, data[:size]) for size in range(len(data))] == [None] * len(data)
+
+
+@pytest.mark.parametrize("mark", [0, HEAD.mark - 1, HEAD.mark + 1, (1 << 32) - 1])
+def test_a_record_of_another_segment_is_none_of_this(mark: int) -> None:
+    """The disk may give back what once stood there: valid, and of a file that was removed."""
+    other = Head(HEAD.number, mark, HEAD.start)
+    batch = [RawRecord(segments.ENTRY, 1, 1, 1, 0, b"a")]
+    data, *_ = build([batch])
+    theirs, offsets, _ = build([batch], other)
+    assert segments.record_at(other, offsets[0], theirs[offsets[0] :]) == batch[0]
+    assert segments.record_at(HEAD, offsets[0], theirs[offsets[0] :]) is None
+    found, scanned = scan(data[:HEAD_SIZE_BYTES] + theirs[HEAD_SIZE_BYTES:])
+    assert found == []
+    assert scanned.torn == len(theirs) - HEAD_SIZE_BYTES
+
+
+def test_marks_and_places_are_added_modulo_their_size() -> None:
+    """Also where the sum is just what fits, and just what does not."""
+    for mark in ((1 << 32) - 1 - HEAD_SIZE_BYTES, (1 << 32) - HEAD_SIZE_BYTES, (1 << 32) - 1):
+        head = Head(1, mark, HEAD_SIZE_BYTES)
+        batch = [RawRecord(segments.ENTRY, 1, 1, index, 0, b"x") for index in range(3)]
+        data, offsets, _ = build([batch], head)
+        assert scan(data, head=head)[0] == batch
+        expected = crc32(data[offsets[0] + 8 : offsets[0] + RECORD_SIZE_BYTES], (mark + offsets[0]) % (1 << 32))
+        assert data[offsets[0] + 4 : offsets[0] + 8] == expected.to_bytes(4, "little")
+        assert segments.record_at(head, offsets[1], data[offsets[1] :]) == batch[1]
+
+
+def test_every_end_and_every_flipped_bit_of_a_small_segment() -> None:
+    """What the properties draw, for one segment as a whole: three batches, of which two are surely synced."""
+    batches = [[RawRecord(segments.ENTRY, 1, 1, 1, 0, b"one")], [RawRecord(segments.SYNCED, 0, 0, 0, 0, b"")]]
+    batches.append([RawRecord(segments.ENTRY, 1, 1, 2, 0, b"two"), RawRecord(segments.ENTRY, 1, 1, 3, 0, b"")])
+    data, offsets, begins = build(batches)
+    for size in range(HEAD_SIZE_BYTES, len(data) + 1):
+        whole = sum(end <= size for end in [*offsets[1:], len(data)])
+        found, scanned = scan(data[:size])
+        assert found == flat(batches)[:whole]
+        assert scanned.end == [*offsets, len(data)][whole]
+        assert scanned.torn == size - scanned.end
+    for place, damaged in flips(data):
+        if place < HEAD_SIZE_BYTES:
+            continue
+        at = max(offset for offset in offsets if offset <= place)
+        if place < begins[-1]:
+            with pytest.raises(Corrupt) as error:
+                scan(damaged)
+            assert error.value.details["offset"] == at
+        else:
+            found, scanned = scan(damaged)
+            assert found == flat(batches)[: offsets.index(at)]
+            assert (scanned.end, scanned.torn) == (at, len(data) - at)
+
+
+def test_no_more_is_read_than_the_file_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length that a broken writer made up costs no memory, whatever its checksum says."""
+    monkeypatch.setattr(segments, "BLOCK_SIZE_BYTES", 100)
+    data, *_ = build([[RawRecord(segments.ENTRY, 1, 1, 1, 0, b"x" * 300)]])
+    body = segments._BODY.pack(0, 1 << 30, 0, 1, 1, 2, 0, segments.ENTRY)
+    front = segments._FRONT.pack(HEAD.mark, crc32(body, (HEAD.mark + len(data)) % (1 << 32)))
+    whole = data + front + body + b"y" * 50
+    asked: list[tuple[int, int]] = []
+
+    def read(offset: int, size: int) -> bytes:
+        asked.append((offset, size))
+        return whole[offset : offset + size]
+
+    scanned = Scan("wal/3", HEAD, read, len(whole), last=True)
+    assert len(list(scanned)) == 1
+    assert (scanned.end, scanned.torn) == (len(data), RECORD_SIZE_BYTES + 50)
+    assert max(size for _, size in asked) == 300 + RECORD_SIZE_BYTES
+
+
+def test_a_file_is_read_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte about once: records are taken from the block that is there as long as they lie in it."""
+    monkeypatch.setattr(segments, "BLOCK_SIZE_BYTES", 1000)
+    data, *_ = build([[RawRecord(segments.ENTRY, 1, 1, index, 0, b"x" * 56) for index in range(1, 101)]])
+    asked: list[int] = []
+
+    def read(offset: int, size: int) -> bytes:
+        asked.append(offset)
+        return data[offset : offset + size]
+
+    assert len(list(Scan("wal/3", HEAD, read, len(data), last=True))) == 100
+    assert asked == list(range(HEAD_SIZE_BYTES, len(data), 1000))

@@ -120,3 +120,90 @@ def test_rows_do_not_change_with_the_store() -> None:
     store.write("c", "k", b"2", 2)
     store.write("c", "l", b"3", 3)
     assert rows == [("k", 1, b"1")]
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_history_is_bounded_by_what_the_constants_say(lived: bool) -> None:
+    """Exactly as many changes and bytes as are promised, no more and no fewer; also after the history was dropped."""
+
+    def fresh() -> Store:
+        store = Store()
+        if lived:
+            for index in range(1, 100):
+                store.write("c", "k", b"value", index)
+            store.drop("c", 100)
+        assert store.floor == (100 if lived else 0)
+        return store
+
+    store, began = fresh(), 101
+    for index in range(began, began + 4096):
+        store.write("c", "k", b"", index)
+    assert store.floor == (100 if lived else 0)
+    store.write("c", "k", b"", began + 4096)
+    assert store.floor == began
+
+    store = fresh()
+    mebibyte = bytes((1 << 20) - len("k"))
+    for index in range(began, began + 8):  # the first change replaced nothing and takes the one byte of its key
+        store.write("c", "k", mebibyte, index)
+    assert store.floor == (100 if lived else 0)
+    store.write("c", "k", mebibyte, began + 8)
+    assert store.floor == began, "8 MiB and one byte are too much, 8 MiB are not"
+    store.write("c", "k", mebibyte, began + 9)
+    assert store.floor == began + 1
+
+
+@given(writes, st.integers(1, 8), st.integers(1, 20))
+def test_history_keeps_as_much_as_fits(steps: list[tuple[str, str, bytes | None]], count: int, size: int) -> None:
+    """Against a plain list: the oldest changes go while there are too many of them or of their bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mvcc, "HISTORY_CHANGES_MAX", count)
+        patch.setattr(mvcc, "HISTORY_SIZE_BYTES_MAX", size)
+        store, states = build(steps)
+    kept: list[tuple[int, int]] = []
+    floor = 0
+    for index, (container, key, value) in enumerate(steps, 1):
+        previous = states[index - 1].get((container, key))
+        if value is None and previous is None:
+            continue
+        kept.append((index, len(key) + (0 if previous is None else len(previous[1]))))
+        while len(kept) > count or sum(size for _, size in kept) > size:
+            floor = kept.pop(0)[0]
+    assert store.floor == floor
+    for index, state in enumerate(states):
+        if index < floor:
+            with pytest.raises(Conflict):
+                store.read("one", "a", index)
+        else:
+            assert {
+                (container, row.key): (row.version, row.packed)
+                for container in ("one", "two")
+                for row in store.scan(container, "", None, index)
+            } == state
+
+
+def copied(name: str) -> str:
+    """An equal string that is another object, as one from the network is."""
+    return name.encode().decode()
+
+
+def test_a_range_is_what_lies_between_its_bounds() -> None:
+    """All bounds that there are, now and at a snapshot behind which everything changed, next to other containers."""
+    names = ["ka", "kb", "kc", "kd"]
+    store = Store()
+    for number, key in enumerate(names, 1):
+        for container in ("c1", "c2", "c3"):
+            store.write(copied(container), copied(key), container.encode(), number)
+    for index, change in ((4, "none yet"), (5, "all replaced"), (6, "all removed")):
+        if change != "none yet":
+            for container in ("c1", "c2", "c3"):
+                for key in names:
+                    store.write(copied(container), copied(key), b"new" if change == "all replaced" else None, index)
+        for start in ("", *names, "kz"):
+            for end in (None, "", *names, "kz"):
+                inside = [key for key in names if start <= key and (end is None or key < end)]
+                expected = [(key, names.index(key) + 1, b"c2") for key in inside]
+                assert list(store.scan(copied("c2"), copied(start), end and copied(end), 4)) == expected
+                now = list(store.scan(copied("c2"), start, end))
+                assert [row.key for row in now] == ([] if change == "all removed" else inside)
+                assert store.fingerprint("c2", start, end) == (len(now), max((row.version for row in now), default=0))
