@@ -4,20 +4,24 @@ Nodes send their events in batches, each of which says which sequence numbers it
 journal checks that the batches of one subscription and node follow each other; where they do not, or where a node died
 with events in its buffer, it notes a :class:`Gap`. A view does not mind; a check that finds gaps answers "unknown".
 
-Order: ``recent`` and iteration follow arrival, the queries the hybrid logical stamps, which respect causality.
+Order: ``recent``, iteration and files follow arrival; ``of_kind`` the hybrid logical stamps; ``select`` and ``table``
+causal stamp order (:mod:`gostore.trace.causality`), which also holds where a wall clock was set back.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
-from gostore.core.errors import BadRequest, Timeout
-from gostore.core.events import KINDS, Event
+from gostore.core.errors import BadRequest, NotSupported, Timeout
+from gostore.core.events import CATEGORIES, KINDS, Event
 from gostore.core.twins import Runner, SyncTwins, sync_twin
+from gostore.trace import files, tables
+from gostore.trace.causality import Causality
 
 EVENTS_KEPT_MAX: Final = 200_000
 """The oldest are dropped beyond this. More: a longer past to look at; each takes about half a kilobyte."""
@@ -46,6 +50,17 @@ class _Feed:
     upto: int
 
 
+class _Nowhere:
+    """The runner of a journal that was read from a file."""
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any], /) -> NoReturn:
+        self.run_sync(coroutine)
+
+    def run_sync(self, coroutine: Coroutine[Any, Any, Any], /) -> NoReturn:
+        coroutine.close()
+        raise NotSupported("nothing more comes into a journal that was read from a file: ask it, do not wait")
+
+
 class Journal(SyncTwins):
     """Collects, keeps and answers. ``runner``: where waiting happens; the loop on which batches are delivered."""
 
@@ -57,6 +72,7 @@ class Journal(SyncTwins):
         self._feeds: dict[tuple[str, str], _Feed] = {}
         self._subscribers: dict[int, Callable[[Event], None]] = {}
         self._last_subscriber = 0
+        self._causality: tuple[int, Causality] | None = None
         self.position = 0
         """How many events have arrived so far; a mark to wait or to ask from."""
         self.sampled = 0
@@ -154,6 +170,105 @@ class Journal(SyncTwins):
         wanted = _check_kinds(kinds)
         found = [e for e in self if wanted is not None and e.kind in wanted and node in (None, e.node)]
         return sorted((e for e in found if where is None or where(e)), key=lambda e: (e.stamp, e.node, e.seq))
+
+    # causality
+
+    def causality(self) -> Causality:
+        """What happened before what among the events that are here now; kept until the next event arrives."""
+        position = self.position
+        if self._causality is None or self._causality[0] != position:
+            self._causality = (position, Causality(self))
+        return self._causality[1]
+
+    def happens_before(self, a: Event, b: Event) -> bool:
+        """Whether ``a`` happened before ``b``, by program order, messages and causes.
+
+        False also where the events between them were not collected: watch the category ``message``, completely.
+        Raises :class:`BadRequest` for an event that is not here (any more).
+        """
+        return self.causality().happens_before(a, b)
+
+    def causal_past(self, event: Event) -> list[Event]:
+        """All that happened before ``event``, without itself, in causal stamp order. Raises :class:`BadRequest`."""
+        return self.causality().past(event)
+
+    def select(
+        self,
+        *kinds: str,
+        nodes: Iterable[str] | None = None,
+        categories: Iterable[str] | None = None,
+        since_s: float | None = None,
+        until_s: float | None = None,
+    ) -> list[Event]:
+        """The events of some kinds, nodes and categories with ``since_s <= time_s <= until_s``; None: no limit.
+
+        In causal stamp order. Raises :class:`BadRequest` for a kind or category that does not exist.
+        """
+        events = self.causality().events
+        return [events[place] for place in self._places(kinds, nodes, categories, since_s, until_s)]
+
+    def table(
+        self,
+        *kinds: str,
+        nodes: Iterable[str] | None = None,
+        categories: Iterable[str] | None = None,
+        since_s: float | None = None,
+        until_s: float | None = None,
+    ) -> Any:
+        """The same as a ``pandas.DataFrame``, one event a row.
+
+        The index, ``order``, is the place in causal stamp order among all events of the journal. Columns: ``stamp``,
+        ``time_s``, ``node``, ``seq``, ``kind``, ``category``, ``id`` and ``cause`` ((node, number), or None), then the
+        fields of the kinds in it (``docs/events.md``). Raises :class:`BadRequest`, and :class:`NotSupported` when
+        pandas is not installed.
+        """
+        return tables.table(self.causality(), self._places(kinds, nodes, categories, since_s, until_s))
+
+    def _places(
+        self,
+        kinds: tuple[str, ...],
+        nodes: Iterable[str] | None,
+        categories: Iterable[str] | None,
+        since_s: float | None,
+        until_s: float | None,
+    ) -> list[int]:
+        wanted_kinds = _check_kinds(kinds)
+        wanted = None if categories is None else frozenset(categories)
+        for category in sorted(wanted or ()):
+            if category not in CATEGORIES:
+                raise BadRequest(f"there is no category {category!r}; there are {', '.join(CATEGORIES)}")
+        named = None if nodes is None else frozenset(nodes)
+        return [
+            place
+            for place, event in enumerate(self.causality().events)
+            if (wanted_kinds is None or event.kind in wanted_kinds)
+            and (named is None or event.node in named)
+            and (wanted is None or event.category in wanted)
+            and (since_s is None or event.time_s >= since_s)
+            and (until_s is None or event.time_s <= until_s)
+        ]
+
+    # files
+
+    def save(self, path: str | Path) -> None:
+        """Write the journal, with its gaps, as JSON lines (:mod:`gostore.trace.files`). Raises ``OSError``."""
+        events = tuple(self._events)
+        gaps = [[gap.node, gap.incarnation, gap.after, gap.upto, gap.reason] for gap in self._gaps]
+        header = {"events": len(events), "position": self.position, "sampled": self.sampled, "gaps": gaps}
+        files.write(Path(path), header, events)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Journal:
+        """Read what :meth:`save` wrote; a journal to ask, into which nothing more comes.
+
+        Raises :class:`BadRequest` that names file, line and what was expected there, and ``OSError``.
+        """
+        header, events = files.read(Path(path))
+        journal = cls(_Nowhere(), kept_max=max(len(events), 1))
+        journal._events.extend(events)
+        journal._gaps.extend(Gap(*gap) for gap in header["gaps"])
+        journal.position, journal.sampled = max(header["position"], len(events)), header["sampled"]
+        return journal
 
     def counts(self) -> dict[str, int]:
         """How many of each kind, the most frequent first."""
