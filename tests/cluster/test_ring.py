@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -287,3 +290,168 @@ def test_two_moves_compose(before: list[str], after: list[str]) -> None:
     there = [(m.start, m.end, m.old_owners, m.new_owners) for m in diff(old, new)]
     back = [(m.start, m.end, m.new_owners, m.old_owners) for m in diff(new, old)]
     assert there == back
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 64.0), max_size=4), tokens)
+def test_tokens_are_hashes_of_names_and_numbers(nodes: dict[str, float], tokens: int) -> None:
+    """The papers' definition, and what nodes of all releases must agree on."""
+    expected = {
+        token_of(f"{name}#{number}".encode()): name
+        for name in sorted(nodes, reverse=True)
+        for number in range(max(1, round(tokens * nodes[name])))
+    }
+    assert HashRing(nodes, 2, tokens).tokens == sorted(expected.items())
+
+
+def test_a_ring_knows_how_it_was_built() -> None:
+    ring = HashRing({"b": 1.0, "a": 64.0}, 1, 1)
+    assert (list(ring.nodes.items()), ring.replicas, ring.tokens_per_node) == ([("a", 64.0), ("b", 1.0)], 1, 1)
+    assert len(ring.tokens) == 65
+    for weight in (0.0, -1.0, 64.001, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"weight = {weight}: allowed are values above 0 up to 64"):
+            HashRing({"a": weight}, 1, 1)
+    for replicas, tokens in ((0, 1), (1, 0), (-1, 1), (1, -1)):
+        with pytest.raises(ValueError, match=f"replicas = {replicas}, tokens_per_node = {tokens}: both must be"):
+            HashRing({"a": 1.0}, replicas, tokens)
+
+
+def test_the_circle_has_two_to_the_64_tokens() -> None:
+    """Of a ring with one token the arc that wraps is two: they meet at 0."""
+    ring = HashRing({"a": 1.0, "b": 1.0}, 1, 1)
+    (low, first), (high, second) = ring.tokens
+    assert ring.arcs() == [Arc(0, low + 1, (first,)), Arc(low + 1, high + 1, (second,)), Arc(high + 1, 2**64, (first,))]
+    assert [arc.share for arc in ring.arcs()] == [(low + 1) / 2**64, (high - low) / 2**64, (2**64 - high - 1) / 2**64]
+    assert Move(2**62, 2**63, (), ("a",)).share == 0.25
+
+
+def test_equal_lists_are_one_object() -> None:
+    """Many tokens, few lists: a ring of three nodes with two copies has six."""
+    ring = HashRing(nodes_of(3), 2, 200)
+    assert len(ring.tokens) == 600
+    assert len({id(owners) for owners in ring._owners}) == len(set(ring._owners)) == 6
+
+
+def test_arcs_and_moves_are_values() -> None:
+    for value in (Arc(0, 1, ("a",)), Move(0, 1, (), ("a",))):
+        with pytest.raises(FrozenInstanceError):
+            value.start = 1  # type: ignore[misc]
+        assert hash(value) == hash(replace(value))
+    assert sorted([Arc(2, 3, ()), Arc(0, 2, ())])[0].start == 0
+    assert sorted([Move(2, 3, (), ()), Move(0, 2, (), ())])[0].start == 0
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_picture_of_a_placement_shows_every_sample_halfway_to_the_next(count: int) -> None:
+    placement = Rendezvous(nodes_of(count), 2, 1)
+    samples = sorted((token_of(b"sample-%d" % number), b"sample-%d" % number) for number in range(2048))
+    borders = [0, *((a + b) // 2 for (a, _), (b, _) in pairwise(samples)), TOKENS]
+    arcs = arcs_of(placement)
+    place = 0
+    for (_, key), (start, end) in zip(samples, pairwise(borders), strict=True):
+        while arcs[place].end <= start:
+            place += 1
+        assert arcs[place].start <= start < end <= arcs[place].end
+        assert arcs[place].owners == placement.owners(key)
+    assert place == len(arcs) - 1
+    assert set(arc.end for arc in arcs) <= set(borders)
+
+
+def test_neighbours_with_equal_moves_are_one() -> None:
+    """Two placements that agree on a half: the other half is one move, however many arcs it has."""
+
+    class Halves(Rendezvous):
+        def __init__(self, *owners: str) -> None:
+            self.halves = owners
+
+        def owners(self, key: bytes) -> tuple[str, ...]:
+            return (self.halves[token_of(key) >= TOKENS // 2],)
+
+    (move,) = diff(Halves("a", "b"), Halves("a", "c"))
+    assert (move.end, move.old_owners, move.new_owners) == (TOKENS, ("b",), ("c",))
+    assert move.start == pytest.approx(TOKENS / 2, rel=0.01)
+    first, second = diff(Halves("a", "b"), Halves("c", "d"))
+    assert (first.start, first.end, second.end) == (0, second.start, TOKENS)
+
+
+class Honest:
+    """Right, and in the same order for everybody."""
+
+    def __init__(self, nodes: dict[str, float], replicas: int, tokens_per_node: int) -> None:
+        self.nodes, self.replicas, self.tokens = sorted(nodes), replicas, tokens_per_node
+
+    def owners(self, key: bytes) -> tuple[str, ...] | list[str]:
+        return self.nodes[: self.replicas]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda self, key: len(self.nodes) == 1 and (), "returned 0 owners; expected 1"),
+        (lambda self, key: len(self.nodes) == 8 and (), "with 8 nodes returned 0 owners"),
+        (
+            lambda self, key: len(self.nodes) == 8 and self.replicas == 1 and self.nodes[:2],
+            "returned 2 owners; expected 1",
+        ),
+        (lambda self, key: self.replicas == 3 and len(self.nodes) == 2 and (), "returned 0 owners; expected 2"),
+        (lambda self, key: key == b"" and (), "returned 0 owners"),
+        (lambda self, key: key == b"\0" and (), "returned 0 owners"),
+        (lambda self, key: len(key) == 40 and (), "returned 0 owners"),
+        (lambda self, key: key == b"key-63" and (), "returned 0 owners"),
+        (lambda self, key: len(self.nodes) == 5 and ["node-1"] * self.replicas, "one node twice"),
+        (lambda self, key: len(self.nodes) == 5 and [1] * self.replicas, "names 1, which is no node"),
+        (lambda self, key: not self.nodes and ("node-1",), "must be the empty tuple"),
+        (lambda self, key: not self.nodes and [None], "must be the empty tuple"),
+    ],
+)
+def test_the_slot_finds_what_is_wrong_in_one_case_only(wrong: Callable[[Any, bytes], Any], words: str) -> None:
+    check_placement(Honest)
+
+    class Wrong(Honest):
+        def owners(self, key: bytes) -> Any:
+            answer = wrong(self, key)
+            return super().owners(key) if answer is False else answer
+
+    with pytest.raises(AssertionError, match=words):
+        check_placement(Wrong)
+
+
+def test_the_slot_builds_twins_with_the_same_arguments() -> None:
+    """A placement may depend on each of them, and on nothing else."""
+    built: list[tuple[int, int]] = []
+
+    class Curious(Honest):
+        def __init__(self, nodes: dict[str, float], replicas: int, tokens_per_node: int) -> None:
+            super().__init__(nodes, replicas, tokens_per_node)
+            assert set(nodes.values()) <= {1.0}
+            built.append((replicas, tokens_per_node))
+            nodes.clear()  # its own copy
+
+        def owners(self, key: bytes) -> Any:
+            turn = (self.replicas + self.tokens) % max(1, len(self.nodes))
+            return (self.nodes[turn:] + self.nodes[:turn])[: self.replicas]
+
+    check_placement(Curious)
+    assert set(built) == {(1, 8), (3, 8)}
+
+
+def test_a_placement_at_work_is_given_a_copy_and_answers_with_tuples() -> None:
+    nodes = nodes_of(3)
+    policy = PolicySource("Mine", "")
+
+    class Greedy(Honest):
+        def __init__(self, nodes: dict[str, float], replicas: int, tokens_per_node: int) -> None:
+            super().__init__(nodes, replicas, tokens_per_node)
+            nodes.clear()
+
+    placement = CheckedPlacement(Greedy, policy, nodes, 5, 8)
+    assert placement.owners(b"k") == ("node-1", "node-2", "node-3")
+    assert len(nodes) == 3
+    assert placement.arcs is None
+    assert arcs_of(CheckedPlacement(HashRing, policy, nodes, 2, 8)) == HashRing(nodes, 2, 8).arcs()
+    drawn = arcs_of(placement)
+    assert drawn == [Arc(0, TOKENS, ("node-1", "node-2", "node-3"))]
+    short = CheckedPlacement(
+        type("Short", (Honest,), {"owners": lambda self, key: self.nodes[:1]}), policy, nodes, 2, 8
+    )
+    with pytest.raises(PolicyError, match=r"Mine: owners\(b'k'\) with 3 nodes returned 1 owners; expected 2"):
+        CheckedPlacement(few, policy, nodes, 2, 8).owners(b"k")

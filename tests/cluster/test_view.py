@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gostore.cluster import (
+    DEFAULT_POLICY,
     HashRing,
     Member,
     NodeState,
+    Resolution,
     RingCache,
     RingSpec,
     View,
     Watchers,
     changes_between,
 )
+from gostore.cluster.ring import CheckedPlacement
 from gostore.cluster.view import RINGS_KEPT_MAX, VIEWS_KEPT_MAX
 from gostore.core.address import Address
 from gostore.core.errors import NotFound, PolicyError, Unavailable
@@ -236,3 +241,161 @@ def test_watchers_are_called_in_order_and_one_that_raises_harms_nobody() -> None
     watchers.notify(new, new, ())
     assert len(calls) == 3
     assert len(watchers) == 8
+
+
+@pytest.mark.parametrize("wire", [[1, 1], [64, 4096], [1, 4096], [64, 1]])
+def test_rings_within_their_bounds(wire: list[int]) -> None:
+    assert RingSpec.from_wire(wire).to_wire() == wire
+
+
+@pytest.mark.parametrize("wire", [[0, 1], [1, 0], [65, 1], [1, 4097], [-1, 8], [1], [1, 1, 1], ["1", 1], None, {}])
+def test_rings_out_of_bounds_are_refused(wire: object) -> None:
+    with pytest.raises(ValueError, match="not a ring"):
+        RingSpec.from_wire(wire)
+
+
+def test_views_at_their_bounds() -> None:
+    wire = view_of(member(1), epoch=0).to_wire()
+    assert View.from_wire(wire).version == (0, 0)
+    for change in ({"epoch": -1}, {"digest": -1}, {"digest": None}, {"rings": []}):
+        with pytest.raises(ValueError, match="not a view"):
+            View.from_wire({**wire, **change})
+    with pytest.raises(ValueError, match="a member is listed twice"):
+        View.from_wire({**wire, "members": [member(1).to_wire(), member(1, weight=2.0).to_wire()]})
+
+
+def test_views_are_values_and_their_caches_no_part_of_them() -> None:
+    one, other = (view_of(member(1), cache=RingCache()) for _ in range(2))
+    one.ring()
+    assert one == other
+    assert repr(one) == repr(other)
+    assert "RingCache" not in repr(one)
+    assert one != view_of(member(1), digest=1)
+    for value, field in ((one, "epoch"), (one.resolve(b"k"), "key"), (SPECS["global"], "replicas")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field, 0)
+
+
+def test_a_view_is_read_sorted_whatever_the_order_it_came_in() -> None:
+    wire = view_of(member(1), member(2)).to_wire()
+    turned = {**wire, "members": wire["members"][::-1], "rings": dict(reversed(list(wire["rings"].items())))}
+    found = View.from_wire(turned)
+    assert list(found.members) == ["node-1", "node-2"]
+    assert list(found.rings) == ["global", "masters"]
+    assert found.online == ("node-1", "node-2")
+
+
+def test_members_in_some_states() -> None:
+    view = view_of(*(member(number, state) for number, state in enumerate(NodeState, 1)))
+    assert view.in_states(NodeState.JOINING, NodeState.LEFT) == ("node-1", "node-7")
+    assert view.in_states() == ()
+
+
+def test_every_ring_has_its_own_members_weights_and_specification() -> None:
+    specs = {"global": RingSpec(2, 4), "masters": RingSpec(3, 16)}
+    members = {f"node-{n}": member(n, weight=float(n)) for n in range(1, 6)}
+    view = View("test", 1, members, specs)
+    ring, masters = view.ring(), view.ring("masters")
+    assert isinstance(ring, HashRing)
+    assert isinstance(masters, HashRing)
+    assert (ring.nodes, ring.replicas, ring.tokens_per_node) == ({f"node-{n}": float(n) for n in range(1, 6)}, 2, 4)
+    assert (list(masters.nodes), masters.replicas, masters.tokens_per_node) == (["node-1", "node-2", "node-3"], 3, 16)
+
+
+def test_a_fork_that_is_given_up_is_told_as_having_left() -> None:
+    old = view_of(member(1), member(2), member(3, NodeState.LEFT), member(5, weight=2.0))
+    new = view_of(member(1), member(4, NodeState.JOINING), member(5), epoch=9)
+    told = [(c.name, c.old and c.old.state, c.new.state) for c in changes_between(old, new)]
+    assert told == [
+        ("node-4", None, NodeState.JOINING),
+        ("node-5", NodeState.ONLINE, NodeState.ONLINE),
+        ("node-2", NodeState.ONLINE, NodeState.LEFT),
+    ]
+
+
+@pytest.mark.parametrize("n", [-1, 1, 2])
+def test_there_are_no_owners_beside_the_owners(n: int) -> None:
+    resolution = Resolution(b"k", ("a",))
+    assert resolution.nth(0) == "a"
+    with pytest.raises(Unavailable, match=f"has 1 online owners; number {n} was asked for"):
+        resolution.nth(n)
+    assert Resolution(b"k", ("a", "b")).is_first("a")
+    assert not Resolution(b"k", ("a", "b")).is_first("b")
+
+
+def test_a_policy_is_kept_replaced_and_ended() -> None:
+    view = view_of(member(1))
+    other = PolicySource("Other", "class Other: ...")
+    policed = view.with_members([], policy=REVERSED, digest=4)
+    assert (policed.version, policed.policy) == ((8, 4), REVERSED)
+    assert policed.with_members([]).policy == REVERSED
+    assert policed.with_members([], policy=other).policy == other
+    assert policed.with_members([], policy=DEFAULT_POLICY).policy is None
+    assert view.with_members([]).policy is None
+    assert policed.cluster == "test"
+    assert policed.cache is view.cache
+
+
+def test_the_longest_unused_goes_first() -> None:
+    cache = RingCache()
+    spec = SPECS["global"]
+    rings = [cache.ring(None, spec, {f"n{number}": 1.0}, own=False) for number in range(16)]
+    assert cache.ring(None, spec, {"n0": 1.0}, own=False) is rings[0], "and is now the latest used"
+    assert cache.built == 16
+    cache.ring(None, spec, {"n16": 1.0}, own=False)
+    assert cache.ring(None, spec, {"n0": 1.0}, own=False) is rings[0]
+    assert cache.ring(None, spec, {"n2": 1.0}, own=False) is rings[2]
+    assert cache.built == 17
+    assert cache.ring(None, spec, {"n1": 1.0}, own=False) is not rings[1]
+    assert cache.built == 18
+    views = [cache.share(view_of(epoch=epoch, cache=cache)) for epoch in range(256)]
+    assert cache.share(view_of(epoch=0, cache=cache)) is views[0]
+    cache.share(view_of(epoch=256, cache=cache))
+    assert cache.known("test", 0, 0) is views[0]
+    assert cache.known("test", 1, 0) is None
+    assert cache.known("test", 0, 1) is None
+    assert cache.known("other", 0, 0) is None
+
+
+def test_a_policy_is_loaded_once_and_rules_rings_that_are_not_our_own() -> None:
+    loaded: list[str] = []
+
+    def load(policy: PolicySource) -> type:
+        loaded.append(policy.name)
+        return HashRing
+
+    cache = RingCache(load=load)
+    sources = [PolicySource(f"P{number}", "") for number in range(17)]
+    for _ in range(2):
+        for nodes in ({"a": 1.0}, {"b": 1.0}):
+            assert isinstance(cache.ring(sources[0], SPECS["global"], nodes, own=False), CheckedPlacement)
+    assert type(cache.ring(sources[0], SPECS["global"], {"a": 1.0}, own=True)) is HashRing
+    assert (loaded, cache.built) == (["P0"], 3)
+    for source in sources:
+        cache.placement_class(source)
+    cache.placement_class(sources[1])
+    assert loaded == [source.name for source in sources]
+    cache.placement_class(sources[0])
+    assert loaded == [*(source.name for source in sources), "P0"], "of 17 the longest unused was forgotten"
+
+
+def test_a_watcher_may_end_itself_and_hears_of_its_state_only() -> None:
+    watchers = Watchers(lambda error: None)
+    heard: list[object] = []
+
+    def once(old: View, new: View, changes: object) -> None:
+        heard.append(new.epoch)
+        unwatch()
+
+    unwatch = watchers.watch(once)
+    watchers.watch(lambda old, new, changes: heard.append((old.epoch, new.epoch)))
+    end = watchers.on(NodeState.ONLINE, lambda change, view: heard.append((change.name, view.epoch)))
+    old = view_of(member(1, NodeState.OFFLINE), member(2))
+    new = view_of(member(1, incarnation=2), member(2), epoch=8)
+    assert len(watchers) == 3
+    for _ in range(2):
+        watchers.notify(old, new, changes_between(old, new))
+    assert heard == [8, (7, 8), ("node-1", 8), (7, 8), ("node-1", 8)]
+    end()
+    end()
+    assert len(watchers) == 1
