@@ -450,8 +450,6 @@ def test_a_placement_at_work_is_given_a_copy_and_answers_with_tuples() -> None:
     assert arcs_of(CheckedPlacement(HashRing, policy, nodes, 2, 8)) == HashRing(nodes, 2, 8).arcs()
     drawn = arcs_of(placement)
     assert drawn == [Arc(0, TOKENS, ("node-1", "node-2", "node-3"))]
-    short = CheckedPlacement(
-        type("Short", (Honest,), {"owners": lambda self, key: self.nodes[:1]}), policy, nodes, 2, 8
-    )
+    few = type("Few", (Honest,), {"owners": lambda self, key: self.nodes[:1]})
     with pytest.raises(PolicyError, match=r"Mine: owners\(b'k'\) with 3 nodes returned 1 owners; expected 2"):
         CheckedPlacement(few, policy, nodes, 2, 8).owners(b"k")
