@@ -89,6 +89,10 @@ class Configuration:
         """The second entry of a change."""
         return Configuration(self.voters, self.learners)
 
+    def __str__(self) -> str:
+        parts = {"voters": self.voters, "outgoing": self.outgoing, "learners": self.learners}
+        return " ".join(f"{what} {','.join(names)}" for what, names in parts.items() if names) or "nobody"
+
     def to_wire(self) -> list[Any]:
         return [list(self.voters), list(self.learners), list(self.outgoing)]
 

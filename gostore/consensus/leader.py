@@ -86,8 +86,8 @@ class Leadership:
         self._transfer_to: str | None = None
         self._transfer_until_s = math.inf
         self._uncommitted_size = log.size_between(log.committed + 1, log.last.index)
-        self._meet_members(now_s)
         self._append([(NOOP, b"")], now_s)
+        self._meet_members(now_s)
         self._plan_heartbeat(now_s)
 
     @property
@@ -127,7 +127,7 @@ class Leadership:
         if not self.settled:
             raise Unavailable(f"{self._name} has not committed an entry of term {self._term} yet: try again later")
         if configuration.joint or self._log.configuration_index > self._log.committed:
-            raise Unavailable(f"the change to {configuration.to_wire()} is not complete: try again later")
+            raise Unavailable(f"the change to {configuration} is not complete: try again later")
         try:
             target = configuration.begin(voters, learners)
         except ValueError as error:
@@ -137,8 +137,8 @@ class Leadership:
         for name in voters:
             if name not in configuration.voters and not self.caught_up(name):
                 raise Unavailable(
-                    f"{name} has not caught up and cannot vote yet: add it as a learner, wait until it has at most "
-                    f"{self._tunables.learner_lag_entries_max} entries less than the leader, and try again"
+                    f"{name} has not caught up and cannot vote yet: add it as a learner, and try again when it "
+                    f"lacks no more than {self._tunables.learner_lag_entries_max} of the leader's entries"
                 )
         return self._configure(target, now_s)
 
@@ -201,7 +201,8 @@ class Leadership:
             if name == self._name:
                 continue
             if name not in self.progress:
-                self.progress[name] = Progress(self._log.last.index + 1, now_s)
+                # Begin with the latest entry: there always is one to send.
+                self.progress[name] = Progress(self._log.last.index, now_s)
             self.progress[name].leaving = False
         for name, progress in self.progress.items():
             if name not in members:

@@ -225,7 +225,7 @@ class Raft:
         """
         if self._leading is not None or not self.log.may_stand(self.name):
             return False
-        if self.role == FOLLOWER:
+        if self.role != CANDIDATE:
             self._stand(now_s)
         return True
 
