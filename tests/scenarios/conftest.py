@@ -21,9 +21,11 @@ before you believe it. (The form follows etcd's raft/testdata and CockroachDB's 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -44,7 +46,7 @@ class Step:
 
 
 def parse(text: str, where: str) -> list[Step]:
-    """The steps of a file. Raises ``ValueError`` that names file and line for a step without ``----``."""
+    """The steps of a file. Raises ``ValueError`` that names file and line for what is no step."""
     steps: list[Step] = []
     step, in_output = Step([]), False
     for number, line in enumerate([*text.splitlines(), ""], 1):
@@ -75,6 +77,8 @@ def parse(text: str, where: str) -> list[Step]:
         else:
             step.input.append(line)
             step.text.append(line)
+    if any(step.text):
+        raise ValueError(f"{where}, line {number}: the file ends with a comment; it belongs to the command below it")
     return steps
 
 
@@ -94,6 +98,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "scenario" in metafunc.fixturenames:
         files = scenarios(metafunc.module.__name__.rpartition("test_")[2])
         metafunc.parametrize("scenario", files, ids=[file.stem for file in files])
+
+
+@pytest.fixture
+def form() -> ModuleType:
+    """This module, for the tests of the form itself."""
+    return sys.modules[__name__]
 
 
 Handler = Callable[[Step], str]
@@ -118,7 +128,11 @@ def transcript(request: pytest.FixtureRequest) -> Callable[[Path, Handler], None
         if request.config.getoption("--rewrite"):
             file.write_text(after)
             return
-        difference = difflib.unified_diff(before.splitlines(), after.splitlines(), "expected", "printed", lineterm="")
-        assert before == after, f"{file.name} differs; --rewrite if that is right\n" + "\n".join(difference)
+        if before != after:
+            difference = difflib.unified_diff(
+                before.splitlines(), after.splitlines(), "expected", "printed", lineterm=""
+            )
+            # Not by `assert`: pytest would show the difference once more.
+            raise AssertionError(f"{file.name} differs; --rewrite if that is right\n" + "\n".join(difference))
 
     return run
