@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -45,8 +46,8 @@ class Module:
         self.path = Path(*self.name.split(".")).with_suffix(".py")
         self.source = (ROOT / self.path).read_text()
         found = mutants_of(self.source)
-        self.mutants = [mutant for mutant in found if not mutant.annotation]
-        self.annotations = len(found) - len(self.mutants)
+        self.mutants = [mutant for mutant in found if not mutant.left_out]
+        self.left_out = Counter(mutant.left_out for mutant in found if mutant.left_out)
 
     @property
     def state(self) -> Path:
@@ -171,7 +172,8 @@ that never runs, a decorator gone. A test that fails with it kills it. What surv
 
 - The changes are those of [Cosmic Ray](https://cosmic-ray.readthedocs.io) {version}, all of its operators that need no
   arguments, at every place where they apply: no sample. They change no strings, hence no texts of errors.
-- One rule leaves something out: {annotations} mutants inside type annotations, which are never evaluated.
+- Left out are {annotation} mutants inside type annotations, which are never evaluated, and {library} at handlers of
+  exceptions with a dotted name in a tuple, where the library's operator fails.
 - Mutants that no test could tell from the original (`==` for `is`, `slots=True`, a limit that is only a limit) count as
   survivors. "Not reached" are mutants in lines that no test executes; they count as survivors too.
 - A module is judged by the tests named in `tests/mutation/targets.toml`, not by what simulated clusters would notice.
@@ -193,9 +195,9 @@ def cells(figures: dict[str, Any]) -> list[Any]:
 
 
 def document(modules: list[Module]) -> str:
-    text = INTRODUCTION.format(
-        version=version("cosmic-ray"), annotations=sum(module.annotations for module in modules), **limits()
-    )
+    left_out = sum((module.left_out for module in modules), Counter({"annotation": 0, "library": 0}))
+    counts = {reason: left_out[reason] for reason in ("annotation", "library")}
+    text = INTRODUCTION.format(version=version("cosmic-ray"), **counts, **limits())
     for target, some in by_target(modules).items():
         for module in some:
             text += line([target, f"`{module.path}`", *cells(row([module]))])

@@ -94,7 +94,7 @@ def main() -> None:
     if status != 0:
         raise SystemExit(f"{job.module}: the tests fail before anything is mutated; see {job.profile}.log")
     profile = json.loads(job.profile.read_text())
-    mutants = [m for m in mutants_of(job.source) if not m.annotation and (job.names is None or m.name in job.names)]
+    mutants = [m for m in mutants_of(job.source) if not m.left_out and (job.names is None or m.name in job.names)]
     wait(fork(lambda: serve(job, profile, mutants)))
     done = {json.loads(line)[0] for line in job.results.read_text().splitlines()}
     rest = [mutant for mutant in mutants if mutant.name not in done]
