@@ -1,8 +1,8 @@
 """The trace of a run: everything that happens, hashed byte for byte.
 
 Two runs are the same when their hashes are: the hash covers the virtual time and node of every callback, every message
-with its bytes, every fault, and every line that a harness adds. To find where two runs part, give both a ``sink`` and
-compare the lines.
+with its bytes, every fault, and every line that a harness adds. It does not cover what a journal collects, so that a
+run is the same whoever listens. To find where two runs part, give both a ``sink`` and compare the lines.
 """
 
 from __future__ import annotations
@@ -54,17 +54,14 @@ class Trace:
             self._sink(f"{time_s:.9f} {kind.decode()} h{source}->h{target} {len(data)} bytes {digest}")
 
     def add(self, time_s: float, text: str) -> None:
-        """A fault, an event of a journal, or anything else that must be the same in two runs."""
-        self.add_bytes(time_s, text.encode("utf-8", "surrogatepass"))
-        if self._sink is not None:
-            self._sink(f"{time_s:.9f} # {text}")
-
-    def add_bytes(self, time_s: float, data: bytes) -> None:
-        """The same for what is no text; it appears in no line."""
+        """A fault, or anything else that must be the same in two runs."""
         self.entries += 1
+        data = text.encode("utf-8", "surrogatepass")
         self._buffer += _message(time_s, b"#", 0, 0, len(data)) + data
         if len(self._buffer) > _FLUSH_BYTES:
             self.flush()
+        if self._sink is not None:
+            self._sink(f"{time_s:.9f} # {text}")
 
     def flush(self) -> None:
         """Hash what is buffered, so that memory stays bounded; the scheduler calls it now and then."""
