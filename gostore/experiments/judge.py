@@ -9,6 +9,7 @@ transactions, suspicions).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -39,7 +40,7 @@ LOOKS_MAX: Final = 80
 """How often a settled cluster is looked at, and how far apart, until its replicas must be equal: for 20 virtual
 seconds, several times the longest back-off."""
 
-CUTTING: Final = ("partition", "one_way", "isolate", "pause")
+CUTTING: Final = ("partition", "one_way", "isolate", "pause", "loss", "delay")
 """Faults after which a member that lives may be taken for dead."""
 
 DECLARED_S: Final = 12.0
@@ -115,17 +116,27 @@ async def converge(cluster: SimCluster) -> list[str]:
     """
     nodes = {name: machine.app for name, machine in cluster._machines.items() if machine.app and machine.life.alive}
     for _ in range(LOOKS_MAX):
-        found = [*_left_over(nodes), *_unequal(nodes)]
+        found = [*_left_over(nodes), *_unequal(nodes), *_damaged(nodes)]
+        # It asks all nodes, so only when the rest is quiet; what clients gave up is still being cleared away then.
+        found = found or await _check_files(cluster)
         if not found:
             break
         await asyncio.sleep(LOOK_S)
-    return [*found, *_damaged(nodes)]
+    return found
+
+
+async def _check_files(cluster: SimCluster) -> list[str]:
+    check = await cluster.fs.check()
+    wrong = ("lost", "corrupt", "under_replicated", "orphans", "dangling", "intents")
+    return [f"files: {check[what]} {what.replace('_', ' ')} after quiet" for what in wrong if check[what]]
 
 
 def _left_over(nodes: dict[str, Node]) -> Iterator[str]:
     for name, node in nodes.items():
         for shard in node.db._shards:
             machine = shard.machine
+            if shard.replication.role != "primary":
+                continue
             if machine.prepared or len(machine.locks):
                 stays = ", ".join(machine.prepared) or "a transaction that is not there"
                 yield f"locks: {stays} locks shard {shard.number} of {name} after quiet"
@@ -171,11 +182,12 @@ def _digest(shard: Shard, applied: int) -> str:
 
 
 def _damaged(nodes: dict[str, Node]) -> Iterator[str]:
-    """Every copy of every chunk is read."""
+    """Every copy of every chunk is read, as a scrub would; a damaged one is healed then."""
     for name, node in nodes.items():
-        for key in node.blobs.keys():  # noqa: SIM118  # no mapping
+        for key in node.fs.holder.keys():  # noqa: SIM118  # no mapping
             try:
-                node.blobs.get(key)
+                if hashlib.sha256(node.fs.holder.get(key)).hexdigest() != key:
+                    yield f"chunks: {name} gives bytes for {key} that it does not name"
             except Corrupt as error:
                 yield f"chunks: {name}: {error.message}"
 

@@ -163,14 +163,14 @@ class Workload:
         one, other = self._rng.sample(range(ACCOUNTS), 2)
         amount = self._rng.randrange(1, 20)
         async with self._testbed.db.transaction() as transaction:
-            if await transaction.get("accounts", f"a{one}") >= amount:
+            if await transaction.get("accounts", f"a{one}", default=0) >= amount:
                 transaction.add("accounts", f"a{one}", -amount)
                 transaction.add("accounts", f"a{other}", amount)
         self.transfers += 1
 
     async def _sum(self, client: str) -> None:
         async with self._testbed.db.transaction() as transaction:
-            balances = [await transaction.get("accounts", f"a{number}") for number in range(ACCOUNTS)]
+            balances = [await transaction.get("accounts", f"a{number}", default=0) for number in range(ACCOUNTS)]
         # Only what a commit has validated counts: before it, a transaction may have seen a state that never was.
         self.totals.reads += 1
         if sum(balances) != ACCOUNTS * BALANCE or min(balances) < 0:
@@ -269,7 +269,9 @@ class Workload:
             data = await self._testbed.fs.read(f"/load/{name}")
         except NotFound:
             return None
-        return int(data.partition(b":")[0])
+        value, _, rest = data.partition(b":")
+        # What is no whole file that somebody wrote counts as a value that nobody wrote.
+        return int(value) if value.isdigit() and len(data) in FILE_SIZES and not rest.strip(b".") else -1
 
     async def _remove(self, client: str) -> None:
         name = self._some_file()

@@ -89,8 +89,18 @@ class Replicas:
         missing = lacking()
         for key, names in acks.items():
             if key not in missing and len(names) < len(owners[key]):
-                self._peers.cast(names[0], "chunks", "spread", [key])
+                self._env.tasks.start(self._spread(key, names), name="spread a chunk")
         return [(chunk, data) for chunk, data in pieces if chunk.key in missing]
+
+    async def _spread(self, key: str, names: Sequence[str]) -> None:
+        """Have a holder bring the chunk to the owners that lack it. Asked until one has heard: nobody else would notice
+        before the view changes."""
+        for name in names:
+            try:
+                await self._peers.call(name, "chunks", "spread", [key], timeout_s=PUT_TIMEOUT_S)
+                return
+            except GoStoreError as error:
+                self._env.log.info("chunk %s lacks copies, and %s cannot be told: %s", key, name, error)
 
     async def _store_on(self, node: str, wanted: Mapping[str, bytes], acks: dict[str, list[str]]) -> None:
         """Put the chunks on one node, noting each success in ``acks``; ends at the first failure."""
