@@ -41,7 +41,7 @@ from typing import Any
 
 import coverage
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from mutants import Mutant, mutants_of
 
 EXAMPLES = 30
@@ -88,6 +88,7 @@ def main() -> None:
         deadline=None,
         phases=(Phase.explicit, Phase.generate),
         report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow],  # a busy machine kills no mutant
     )
     settings.load_profile("mutation")
     status = wait(fork(lambda: measure(job)))
