@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import json
 import signal
 import sys
@@ -352,59 +351,68 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
 @click.option(
     "--faults", "profile", default="swarm", show_default=True, help="none, crash, network, promised or swarm."
 )
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(min=0), help="Processes; 0: one for each processor."
+)
+@click.option(
+    "--tally", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep every finished run there, and run only the seeds that it does not have for this commit.",
+)  # fmt: skip
+@click.option(
+    "--shrink", "tries", default=64, show_default=True, type=click.IntRange(min=0),
+    help="Runs that may be spent on a smaller schedule for the first failing seed.",
+)  # fmt: skip
+@click.option("--replay", "token", metavar="TOKEN", help="Run what an earlier failure printed, instead of a seed.")
+@click.option("--at", "moment", metavar="N", type=click.IntRange(min=0), help="With --replay: every node at event N.")
+@click.option(
+    "--save", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
+    help="Write the journal and the space-time diagram of the first failing run (or of the replay) there.",
+)  # fmt: skip
 @json_option
 @command
-def sim(nodes: int, seed: int, seeds: int, seconds: float, profile: str, as_json: bool) -> None:
+def sim(
+    nodes: int, seed: int, seeds: int, seconds: float, profile: str, jobs: int, tally: Path | None, tries: int,
+    token: str | None, moment: int | None, save: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Simulated runs with all checks on. The same seed gives the same trace; a failing one names its replay."""
-    from gostore.experiments.simulation import minimise, run_seed
+    from gostore.experiments import sim_command
 
-    runs = []
-    for number in range(seed, seed + seeds):
-        run = run_seed(number, nodes=nodes, seconds=seconds, profile=profile)
-        runs.append(run)
-        verdict = "fine" if run.fine else "VIOLATED" if run.violations else "unknown"
-        say(f"seed {number}: {verdict}, {run.virtual_s:.1f} virtual s, {run.events:,} events, {run.wall_s:.1f} s")
-        for violation in [*run.violations, *run.unknown]:
-            say(f"    {violation}")
-        if run.violations:
-            say(f"    replay: {run.replay}\n    these faults are enough:")
-            for step in minimise(run, tries_max=16):
-                say(f"        {step}")
-    first = runs[0] if len(runs) == 1 else None
-    figures = {
-        "seeds": seeds, "virtual_s": round(sum(r.virtual_s for r in runs), 3),
-        "wall_s": round(sum(r.wall_s for r in runs), 3),
-        "events": sum(r.events for r in runs), "trace_sha256": combined_sha256([r.trace_sha256 for r in runs]),
-        "violations": sum(bool(r.violations) for r in runs), "unknown": sum(bool(r.unknown) for r in runs),
-    }  # fmt: skip
-    report(figures, as_json=False, title="simulation")
+    if token is not None:
+        figures = sim_command.replay_run(token, moment, save, say)
+    elif moment is not None:
+        raise BadRequest("--at goes with --replay: it stops the run that a token names")
+    else:
+        plan = sim_command.Plan(nodes, seconds, profile)
+        figures = sim_command.run_seeds(range(seed, seed + seeds), plan, jobs, tally, tries, save, say)
+    report({name: value for name, value in figures.items() if name != "replay"}, as_json=False, title="simulation")
     if as_json:
-        click.echo(
-            json.dumps({**figures, "runs": [r.to_dict() for r in runs], **({"replay": first.replay} if first else {})})
-        )
+        click.echo(json.dumps(figures))
     if figures["violations"] or figures["unknown"]:
         sys.exit(1)
 
 
-def combined_sha256(digests: list[str]) -> str:
-    """Of one run its own; of several the digest of theirs."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 @main.command()
-@click.argument("what", type=click.Choice(["launch"]))
-@click.option("--vs", default="", help="Peers to run beside us, with commas between them.")
+@click.argument("what", type=click.Choice(["launch", "sim"]))
+@click.option("--vs", default="", help="Peers to run beside us, with commas between them (launch).")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
 @json_option
 @command
 def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
     """Speed, against named peers in the same run. A ratio above 1 means ours is better."""
-    from gostore.experiments.bench_launch import bench_launch
+    peers = [peer for peer in vs.split(",") if peer]
+    if what == "sim":
+        from gostore.experiments.bench_sim import bench_sim
 
-    cases = bench_launch([peer for peer in vs.split(",") if peer], rounds=rounds, progress=say)
+        if peers:
+            raise BadRequest(f"--vs {vs}: no peer simulates this node; `bench sim` compares with the targets it was set")
+        cases = bench_sim(rounds=rounds, progress=say)
+    else:
+        from gostore.experiments.bench_launch import bench_launch
+
+        cases = bench_launch(peers, rounds=rounds, progress=say)
     for case in cases:
         peer = f"   {case['peer_name']} {case['peer']} {case['unit']}, ratio {case['ratio']}" if case["peer"] else ""
-        click.echo(f"{case['name']:<34} {case['ours']} {case['unit']}{peer}")
+        click.echo(f"{case['name']:<52} {case['ours']} {case['unit']}{peer}")
     if as_json:
         click.echo(json.dumps({"bench": what, "cases": cases}))
 
@@ -445,6 +453,50 @@ def check(file: Path, form: str, steps: int, strict: bool, as_json: bool) -> Non
         click.echo(json.dumps(figures | {"file": str(file), "model": history.model} | result.figures()))
     if not result.fine:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--format",
+    "form",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "svg", "shiviz", "perfetto", "table"]),
+    help="A space-time diagram (text, svg), a file for ShiViz or Perfetto, or a table (CSV).",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write.  [default: standard output]")
+@click.option("--kind", "kinds", multiple=True, help="Only events of this kind; may be given again.")
+@click.option("--node", "nodes", multiple=True, help="Only events of this node; may be given again.")
+@click.option("--category", "categories", multiple=True, help="Only events of this category; may be given again.")
+@click.option("--since", "since_s", type=float, metavar="SECONDS", help="Loop time; see the column time_s.")
+@click.option("--until", "until_s", type=float, metavar="SECONDS")
+@click.option("--events", "events_max", default=120, show_default=True, help="How many a diagram shows: the latest.")
+@json_option
+@command
+def trace(file: Path, form: str, output: Path | None, events_max: int, as_json: bool, **wanted: Any) -> None:
+    """Show or convert FILE, a journal that was saved with `journal.save(FILE)`."""
+    from gostore.trace import Journal
+    from gostore.trace.convert import convert
+
+    journal = Journal.load(file)
+    chosen = {name: value or None for name, value in wanted.items() if name in ("nodes", "categories")}
+    limits = {name: wanted[name] for name in ("since_s", "until_s")}
+    events = journal.select(*wanted["kinds"], **chosen, **limits)
+    if form in ("text", "svg"):
+        from gostore.viz.spacetime import space_time
+
+        diagram = space_time(events, events_max=events_max)
+        text = diagram.text() if form == "text" else diagram.svg()
+    else:
+        text = convert(events, form)
+    if output is None:
+        click.echo(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        figures = {"events": len(events), "format": form, "complete": journal.complete}
+        click.echo(json.dumps(figures | {"output": str(output) if output else None}))
 
 
 @main.group()

@@ -62,6 +62,7 @@ PICTURES: Final = {
     "view": ("gostore.viz.widget", "ClusterView"),
     "graph": ("gostore.viz.graph", "graph_of"),
     "plot": ("gostore.viz.figures", "plot"),
+    "space_time": ("gostore.viz.spacetime", "space_time"),
 }
 
 
@@ -518,6 +519,10 @@ class Testbed(SyncTwins, ABC):
     def plot(self, **options: Any) -> Any:
         """The cluster drawn with matplotlib."""
         return self._picture("plot")(self.snapshot_sync(), **options)
+
+    def space_time(self, event: Event | None = None, **options: Any) -> Any:
+        """The causal past of an event of the journal as a Lamport diagram, or a window (``since_s``, ``until_s``)."""
+        return self._picture("space_time")(self.events, event, **options)
 
     def _picture(self, what: str) -> Callable[..., Any]:
         module, name = PICTURES[what]

@@ -38,13 +38,19 @@ def export_shiviz(events: Iterable[Event] | Causality, path: str | Path) -> int:
     """
     causality = _causality(events)
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        file.write(f"{SHIVIZ_REGEX}\n\n")
-        for event, clock in causality.clocks():
-            # The own component first, as people look for it.
-            own = {event.node: clock[event.node]} | {node: clock[node] for node in sorted(clock)}
-            counts = json.dumps({_host(node): count for node, count in own.items()})
-            file.write(f"{event.time_s:.6f} {event.kind} {sentence(event)}\n{_host(event.node)} {counts}\n")
+        file.writelines(f"{line}\n" for line in shiviz_lines(causality))
     return len(causality)
+
+
+def shiviz_lines(causality: Causality) -> Iterator[str]:
+    """The lines of the log: the two expressions, then two lines for each event."""
+    yield SHIVIZ_REGEX
+    yield ""
+    for event, clock in causality.clocks():
+        # The own component first, as people look for it.
+        own = {event.node: clock[event.node]} | {node: clock[node] for node in sorted(clock)}
+        yield f"{event.time_s:.6f} {event.kind} {sentence(event)}"
+        yield f"{_host(event.node)} {json.dumps({_host(node): count for node, count in own.items()})}"
 
 
 def sentence(event: Event) -> str:
@@ -59,13 +65,18 @@ def export_perfetto(events: Iterable[Event] | Causality, path: str | Path) -> in
     Time zero is the earliest event; where an event has a duration, the event is at its end. Raises ``OSError``.
     """
     causality = _causality(events)
+    Path(path).write_text(perfetto_json(causality) + "\n", encoding="utf-8")
+    return len(causality)
+
+
+def perfetto_json(causality: Causality) -> str:
+    """The trace as one line of JSON."""
     trace = {
         "traceEvents": list(trace_events(causality)),
         "displayTimeUnit": "ms",
         "otherData": {"source": "GoStore journal", "events": len(causality)},
     }
-    Path(path).write_text(json.dumps(trace, default=plain) + "\n", encoding="utf-8")
-    return len(causality)
+    return json.dumps(trace, default=plain)
 
 
 def trace_events(causality: Causality) -> Iterator[dict[str, Any]]:

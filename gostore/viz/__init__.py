@@ -1,6 +1,7 @@
 """Pictures of a cluster: networkx graphs, matplotlib figures, SVG, and a live widget.
 
-``graph_of`` (snapshot -> networkx), ``plot`` (matplotlib), ``svg`` (text), ``ClusterView`` and ``GraphView`` (widgets).
+``graph_of`` (snapshot -> networkx), ``plot`` (matplotlib), ``svg`` (text), ``ClusterView`` and ``GraphView`` (widgets);
+``space_time`` (journal -> Lamport diagram).
 The heavy libraries are loaded when a name is first used.
 """
 
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gostore.viz.figures import plot
     from gostore.viz.graph import graph_of
+    from gostore.viz.spacetime import space_time
     from gostore.viz.svg import svg_of
     from gostore.viz.widget import ClusterView, GraphView
 
-__all__ = ["ClusterView", "GraphView", "graph_of", "plot", "svg_of"]
+__all__ = ["ClusterView", "GraphView", "graph_of", "plot", "space_time", "svg_of"]
 
 _HOMES = {
     "ClusterView": "widget",
     "GraphView": "widget",
     "graph_of": "graph",
     "plot": "figures",
+    "space_time": "spacetime",
     "svg_of": "svg",
 }
 
