@@ -9,6 +9,7 @@ Commands:
 ``run``                  let time pass: ``periods=N``; or ``until=suspected|cleared|died|refuted``. What is printed are
                          the messages that matter (no probe that is answered at once) and what members conclude,
                          with the time in periods; ``show=conclusions``: these alone
+``hear n1 n3 suspect 2`` a rumour reaches n1: n3 is suspect (or alive) in incarnation 2
 ``think n3``             what everybody thinks of n3
 """
 
@@ -27,6 +28,7 @@ from gostore.services.cls.swim import (
     Effect,
     Message,
     Refuted,
+    Rumour,
     Send,
     Suspected,
     Swim,
@@ -86,14 +88,14 @@ class Group:
             if arrival_s <= due_s:
                 self.now_s, _, source, to, message = heapq.heappop(self._heap)
                 if to not in self.down:
-                    self._perform(to, self.swims[to].receive(source, message, self.now_s))
+                    self.conclude(to, self.swims[to].receive(source, message, self.now_s))
             else:
                 self.now_s = due_s
-                self._perform(name, self.swims[name].tick(due_s))
+                self.conclude(name, self.swims[name].tick(due_s))
 
     # what happens
 
-    def _perform(self, name: str, effects: list[Effect]) -> None:
+    def conclude(self, name: str, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
                 self._send(name, effect)
@@ -148,6 +150,9 @@ def test_swim(scenario, transcript):
                     step.options.get("until", ""),
                     step.options.get("show") == "conclusions",
                 )
+            case "hear", [name, about, status, incarnation]:
+                rumour = Rumour(about, status, int(incarnation))
+                group.conclude(name, group.swims[name].hear(rumour, group.now_s))
             case "think", [name]:
                 group.lines += [
                     f"{other}: {name} is {swim.status(name)}"
