@@ -261,13 +261,16 @@ class Leadership:
             self.advance(now_s)
             self._hand_over()
 
-    def on_append_reject(self, progress: Progress, message: AppendReject, now_s: float) -> None:
-        meeting = self._log.last_not_above(message.hint)
-        if progress.rejected(message.rejected, meeting.index + 1):
-            self.touch(now_s)
+    def on_append_reject(self, progress: Progress, message: AppendReject) -> None:
+        hint = message.hint
+        # Below the start there is nothing to compare with: a snapshot is due.
+        meeting = hint if hint.index < self._log.start.index else self._log.last_not_above(hint)
+        progress.rejected(message.rejected, meeting.index + 1)
 
     def on_heartbeat_reply(self, progress: Progress, message: HeartbeatReply) -> None:
         progress.round = max(progress.round, message.round)
+        if progress.probe_lost(message.round):
+            progress.probe_again()
         self._confirm_reads()
         if self._quiet_round is not None and message.quiet and message.round >= self._quiet_round:
             progress.quiet = True
@@ -313,7 +316,7 @@ class Leadership:
                 progress.next, log.last.index, tunables.append_size_bytes_max, tunables.append_entries_max
             )
             self._send(name, Append(self._term, Point(progress.next - 1, term), tuple(entries), log.committed))
-            progress.sent(entries[-1].index, size_of(entries), now_s)
+            progress.sent(entries[-1].index, size_of(entries), self._round, now_s)
             progress.told = min(log.committed, entries[-1].index)
         if progress.transfer is not None and progress.transfer.sent_s == -math.inf:
             self._send_chunk(name, progress.transfer, now_s)
@@ -430,7 +433,8 @@ class Leadership:
     def _drop_leaving(self, now_s: float) -> None:
         dismissed = self._log.configuration_index
         for name, progress in list(self.progress.items()):
-            if progress.leaving and (progress.told >= dismissed or now_s >= progress.leave_s):
+            told = min(progress.match, progress.told) >= dismissed
+            if progress.leaving and (told or now_s >= progress.leave_s):
                 del self.progress[name]
 
     def _has_quorum(self, now_s: float) -> bool:

@@ -48,8 +48,8 @@ class Progress:
     """
 
     __slots__ = (
-        "_inflight", "_inflight_size", "heard_s", "leave_s", "leaving", "match", "next", "quiet", "round", "sent_s",
-        "snapshot_s", "state", "told", "transfer",
+        "_inflight", "_inflight_size", "_sent_round", "heard_s", "leave_s", "leaving", "match", "next", "quiet",
+        "round", "sent_s", "snapshot_s", "state", "told", "transfer",
     )  # fmt: skip
 
     def __init__(self, next_index: int, now_s: float) -> None:
@@ -67,6 +67,7 @@ class Progress:
         self.transfer: Transfer | None = None
         self._inflight: deque[tuple[int, int]] = deque()  # (last index, bytes) of appends that are not answered
         self._inflight_size = 0
+        self._sent_round = 0
 
     def may_send(self, tunables: Tunables) -> bool:
         if self.state == PROBE:
@@ -77,12 +78,13 @@ class Progress:
             and self._inflight_size < tunables.inflight_size_bytes_max
         )
 
-    def sent(self, last: int, size: int, now_s: float) -> None:
-        """An append up to index ``last`` is on its way."""
+    def sent(self, last: int, size: int, number: int, now_s: float) -> None:
+        """An append up to index ``last`` is on its way, behind the heartbeat ``number``."""
         if not self._inflight:
             self.sent_s = now_s
         self._inflight.append((last, size))
         self._inflight_size += size
+        self._sent_round = number
         if self.state == REPLICATE:
             self.next = last + 1
 
@@ -102,12 +104,15 @@ class Progress:
     def _caught_up_with_snapshot(self, match: int) -> bool:
         return self.transfer is not None and match >= self.transfer.snapshot.point.index
 
-    def rejected(self, index: int, next_index: int) -> bool:
-        """What was sent behind ``index`` did not fit; try from ``next_index``. False: an old answer."""
+    def rejected(self, index: int, next_index: int) -> None:
+        """What was sent behind ``index`` did not fit; try from ``next_index``. An old answer changes nothing."""
         if self.state == SNAPSHOT or index <= self.match or (self.state == PROBE and index != self.next - 1):
-            return False
+            return
         self._enter(PROBE, max(self.match + 1, min(next_index, index)))
-        return True
+
+    def probe_lost(self, number: int) -> bool:
+        """It answers a heartbeat that was sent behind the probe, and not the probe: then it will not, most likely."""
+        return self.state == PROBE and bool(self._inflight) and number > self._sent_round
 
     def overdue(self, now_s: float, tunables: Tunables) -> bool:
         """The oldest append without an answer is to be given up."""

@@ -469,7 +469,7 @@ class Raft:
         elif isinstance(message, AppendReply):
             leading.on_append_reply(progress, message, now_s)
         elif isinstance(message, AppendReject):
-            leading.on_append_reject(progress, message, now_s)
+            leading.on_append_reject(progress, message)
         elif isinstance(message, HeartbeatReply):
             leading.on_heartbeat_reply(progress, message)
         elif isinstance(message, ChunkReply):
