@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gostore.check import (
+    Linearizability,
     Serializable,
     Verdict,
     check_linearizable,
@@ -52,6 +53,8 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
     judgement = judge_journal(cluster.events)
     run.violations.extend(str(violation) for violation in judgement.violations)
     run.unknown.extend(judgement.gaps)
+    if judgement.violations:
+        run.focus = judgement.violations[0].event
     for name, life in [(name, cluster.nodes[name].life) for name in cluster.nodes]:
         if str(life) == "crashed":
             run.violations.append(f"{name} {cluster.why_ended(name)}")
@@ -67,6 +70,8 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
         verdict = check_linearizable(history)
         if verdict.verdict is Verdict.NOT:
             run.violations.append(f"{what}: {verdict.text()}")
+            if run.focus is None:
+                run.focus = _told_s(verdict)
         elif verdict.verdict is Verdict.UNKNOWN:
             run.unknown.append(f"{what}: {verdict.text()}")
     serializable = check_serializable(workload.transactions(), strict=True)
@@ -74,6 +79,16 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
         run.violations.append(f"cells: {serializable.text()}")
     elif serializable.verdict is Serializable.UNKNOWN:
         run.unknown.append(f"cells: {serializable.text()}")
+
+
+def _told_s(verdict: Linearizability) -> float | None:
+    """When a client was told what no order explains: the last answer of the first counterexample."""
+    found = next((key.counterexample for key in verdict.keys if key.counterexample is not None), None)
+    if found is None:
+        return None
+    return max(
+        (operation.returned_s for operation in found.operations if operation.returned_s is not None), default=None
+    )
 
 
 def wrongly_declared(events: Iterable[Event], schedule: Sequence[Step]) -> list[str]:
@@ -85,13 +100,11 @@ def wrongly_declared(events: Iterable[Event], schedule: Sequence[Step]) -> list[
         return []
     found: dict[str, str] = {}
     ended_s: dict[str, float] = {}
-    latest: dict[str, int] = {}
     for event in events:
         if event.kind == "fault" and event.data["fault"] in ("kill", "power_cut", "restart"):
             ended_s[event.data["arguments"]["node"]] = event.time_s
-        elif event.seq < latest.get(event.node, 0) or event.kind == "node_stopping":
+        elif event.kind in ("node_started", "node_stopping"):
             ended_s[event.node] = event.time_s
-        latest[event.node] = event.seq
         if event.kind == "member" and event.data["state"] == "offline":
             member = event.data["member"]
             if event.time_s - ended_s.get(member, -math.inf) > DECLARED_S:

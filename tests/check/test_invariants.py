@@ -67,6 +67,27 @@ def test_one_primary_per_generation() -> None:
     assert judge(first, other) == ("violated", ["one primary per generation"])
 
 
+def test_one_commit_per_index() -> None:
+    e = Feed()
+    first = e("n1", "commit", shard=3, container="c", keys=["a"], index=7)
+    again = e("n2", "commit", shard=3, container="c", keys=["a"], index=7)
+    assert judge(first, again, e("n1", "commit", shard=4, container="c", keys=["b"], index=7)) == ("fine", [])
+    other = e("n2", "commit", shard=3, container="c", keys=["b"], index=7)
+    assert judge(first, again, other) == ("violated", ["one commit per index"])
+
+
+def test_epochs_grow_as_long_as_a_node_lives() -> None:
+    e = Feed()
+    start, five = e("n1", "node_started", incarnation=1), e("n1", "view", epoch=5, online=["n1"])
+    assert judge(start, five, e("n1", "view", epoch=7, online=["n1"]), Feed()("n2", "view", epoch=4, online=[])) == (
+        "fine", [],
+    )  # fmt: skip
+    back = Feed()
+    again = [back("n1", "node_started", incarnation=2), back("n1", "view", epoch=4, online=["n2"])]
+    assert judge(start, five, *again) == ("fine", []), "another life"
+    assert judge(start, five, again[1]) == ("violated", ["epochs grow"])
+
+
 def test_a_missing_event_is_unknown_never_fine() -> None:
     e = Feed()
     first, _, third = (e("n1", "node_started", incarnation=n) for n in range(3))

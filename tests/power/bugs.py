@@ -1,0 +1,605 @@
+"""Classical mistakes, each planted into the product by a patch of a line or two while a run lasts.
+
+A bug is a context manager. ``schedule`` draws the faults under which it is hunted (the same on every run of a seed), so
+that a bug that needs a power cut gets one; ``tune`` changes constants for the hunt *and* for the run without the bug,
+where a mechanism would not be reached in a run of seconds (snapshots). A bug counts as found on a seed only when the
+same seed, with the same faults and without the bug, is clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from gostore.client.keyvalue import RemoteKeyValue
+from gostore.comm import calls
+from gostore.core.errors import GoStoreError, Timeout
+from gostore.core.keyvalue import Committed, PointRead, RangeRead
+from gostore.core.transaction import Transaction
+from gostore.faults import Faults, Step, draw, nemesis
+from gostore.services.cls import leader, masters
+from gostore.services.db import coordinator, leadership, machine, mvcc, primary_backup, replica, transaction
+from gostore.services.db import journal as db_journal
+from gostore.services.db import service as db_service
+from gostore.services.db.entries import remember
+from gostore.services.fs import chunks, collector, directory, repair, replicas
+from gostore.services.fs import transactions as fs_transactions
+from gostore.storage import blobs, segments, wal
+
+NODES = ("n1", "n2", "n3", "n4", "n5")
+
+Schedule = Callable[[random.Random, float], list[Step]]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``what`` in a sentence; ``where`` in the product; ``seconds`` of load in a run."""
+
+    name: str
+    where: str
+    what: str
+    patch: Callable[[], AbstractContextManager[Any]]
+    schedule: Schedule
+    tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    seconds: float = 8.0
+
+
+BUGS: dict[str, Bug] = {}
+
+
+# the faults of a hunt
+
+
+def profile(name: str) -> Schedule:
+    """The schedules of the product's own profiles."""
+    return lambda rng, seconds: draw(rng, NODES, seconds, name)
+
+
+def dense(
+    *words: str, gap_s: tuple[float, float] = (0.4, 1.6), lasting_s: tuple[float, float] = (0.5, 3.0)
+) -> Schedule:
+    """One fault after the other, all of these words; at most a minority is down at a time."""
+
+    def schedule(rng: random.Random, seconds: float) -> list[Step]:
+        steps: list[Step] = []
+        at_s = rng.uniform(*gap_s)
+        while at_s < seconds:
+            busy = [s.arguments["node"] for s in steps if s.until_s > at_s and s.word in ("kill", "power_cut", "pause")]
+            word = rng.choice(words)
+            arguments = nemesis._arguments(rng, word, NODES, busy)
+            if arguments is not None:
+                until_s = min(at_s + rng.uniform(*lasting_s), seconds)
+                steps.append(Step(round(at_s, 3), round(until_s, 3), word, arguments))
+            at_s += rng.uniform(*gap_s)
+        return steps
+
+    return schedule
+
+
+def blackout(rng: random.Random, seconds: float) -> list[Step]:
+    """The disks are slow, and in the midst of the load every machine loses its power at once."""
+    at_s, sync_s = round(rng.uniform(0.4, 0.7) * seconds, 3), round(rng.uniform(0.02, 0.3), 3)
+    slow = [Step(1.0, at_s, "slow_disk", {"node": node, "sync_s": sync_s}) for node in NODES]
+    return slow + [Step(at_s, round(at_s + 0.5, 3), "power_cut", {"node": node}) for node in NODES]
+
+
+def slow_and_cut(rng: random.Random, seconds: float) -> list[Step]:
+    """All disks are slow, each in its own way, and one machine after the other loses its power."""
+    slow = [Step(0.5, seconds, "slow_disk", {"node": n, "sync_s": round(rng.uniform(0.01, 0.6), 3)}) for n in NODES]
+    times = [2.0, 4.0, 6.0]
+    return slow + [Step(at_s, at_s + 1.5, "power_cut", {"node": rng.choice(NODES)}) for at_s in times]
+
+
+def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
+    """The syncs of one disk fail for a moment; later its node is killed."""
+    node, at_s = rng.choice(NODES), round(rng.uniform(0.2, 0.5) * seconds, 3)
+    return [
+        Step(at_s, at_s + 0.1, "failing_syncs", {"node": node, "for_s": round(rng.uniform(0.02, 0.2), 3)}),
+        Step(round(at_s + 2.0, 3), round(at_s + 3.0, 3), "kill", {"node": node}),
+    ]
+
+
+def damaged_chunks(rng: random.Random, seconds: float) -> list[Step]:
+    """Now and then a bit flips in a chunk."""
+    times = sorted(round(rng.uniform(0.1, 0.9) * seconds, 3) for _ in range(12))
+    return [Step(at_s, at_s, "damage", {"node": rng.choice(NODES), "number": rng.randrange(100)}) for at_s in times]
+
+
+async def _failing_syncs(faults: Any, node: str, for_s: float) -> None:
+    disk = faults._cluster.sim.node(node).disk
+    disk.failing = True
+    await asyncio.sleep(for_s)
+    disk.failing = False
+
+
+async def _damage(faults: Any, node: str, number: int) -> None:
+    disk = faults._cluster.sim.node(node).disk
+    names = [name for name in disk.files() if "blobs/" in name and disk.read_bytes(name)]
+    if names:
+        name = names[number % len(names)]
+        disk.corrupt(name, len(disk.read_bytes(name)) // 2, bit=3)
+
+
+@contextmanager
+def more_faults() -> Iterator[None]:
+    """Two words that the vocabulary of faults lacks, for schedules of this file."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(nemesis, "WORDS", (*nemesis.WORDS, "failing_syncs", "damage")))
+        stack.enter_context(patch.object(Faults, "failing_syncs", _failing_syncs, create=True))
+        stack.enter_context(patch.object(Faults, "damage", _damage, create=True))
+        yield
+
+
+# registering
+
+
+def bug(
+    where: str,
+    what: str,
+    schedule: Schedule,
+    *,
+    tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    seconds: float = 8.0,
+) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """The function returns what is patched: a context manager, or several in a list."""
+
+    def register(function: Callable[[], Any]) -> Callable[[], Any]:
+        @contextmanager
+        def planted() -> Iterator[None]:
+            found = function()
+            with ExitStack() as stack:
+                for one in found if isinstance(found, list) else [found]:
+                    stack.enter_context(one)
+                yield
+
+        name = function.__name__
+        BUGS[name] = Bug(name, where, what, planted, schedule, tune, seconds)
+        return function
+
+    return register
+
+
+def small_snapshots() -> AbstractContextManager[Any]:
+    """A snapshot every few entries instead of every few thousand."""
+    stack = ExitStack()
+    stack.enter_context(patch.object(replica, "COMPACTION_ENTRIES", 8))
+    stack.enter_context(patch.object(replica, "COMPACTION_SIZE_BYTES", 1024))
+    return stack
+
+
+# storage
+
+
+@bug("storage.wal", "acknowledge before the sync", blackout)
+def ack_before_sync() -> Any:
+    async def sync(self: wal.Wal) -> None:
+        self._dirty.set()
+
+    return patch.object(wal.Wal, "sync", sync)
+
+
+@bug("storage.wal", "the torn tail of the log is not cut off, and new records follow it", dense("power_cut"))
+def torn_tail_stays() -> Any:
+    async def end_tail(self: wal.Wal) -> None:
+        self._current.size = self._synced_size = self._current_file().size()
+        self._noted = True
+
+    return patch.object(wal.Wal, "_end_tail", end_tail)
+
+
+@bug("storage.segments", "checksums are not compared, so a torn record passes for a whole one", blackout)
+def checksum_ignored() -> Any:
+    return patch.object(segments, "crc32", lambda *_: 0)
+
+
+@bug("storage.wal", "a sync that failed is tried again, and the second one says that all is well", failing_disk)
+def failed_sync_retried() -> Any:
+    original = wal.Wal._current_file
+
+    class Stubborn:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        async def sync(self) -> None:
+            while True:
+                try:
+                    return await self._file.sync()
+                except OSError:
+                    await asyncio.sleep(0.01)
+
+    return patch.object(wal.Wal, "_current_file", lambda self: Stubborn(original(self)))
+
+
+@bug("storage.blobs", "the directory is not synced after the rename, so the name of a chunk is lost", blackout)
+def directory_not_synced() -> Any:
+    async def sync(self: blobs.DirectorySyncs, name: str) -> None:
+        return
+
+    return patch.object(blobs.DirectorySyncs, "sync", sync)
+
+
+@bug("storage.blobs", "a chunk is read without a look at its checksum", damaged_chunks)
+def chunk_not_verified() -> Any:
+    def get(self: blobs.BlobStore, key: str) -> bytes:
+        return self._env.disk.read_bytes(self._path(key))
+
+    return patch.object(blobs.BlobStore, "get", get)
+
+
+# comm
+
+
+@bug("comm.calls", "no suppression of duplicates: a request that comes again runs again", dense("loss"))
+def duplicates_run() -> Any:
+    original = calls.Callee.request
+
+    def request(self: calls.Callee, session: Any, *args: Any, **options: Any) -> int:
+        verdict = original(self, session, *args, **options)
+        if verdict == calls.RESEND and not options.get("poke"):
+            session._remove(args[1])
+            session.running[args[1]] = None
+            return calls.RUN
+        return verdict
+
+    return patch.object(calls.Callee, "request", request)
+
+
+# the client
+
+
+@bug("client.keyvalue", "a commit without an answer is sent again under a new request id", dense("loss", "kill"))
+def new_id_for_a_retry() -> Any:
+    original = RemoteKeyValue.commit
+
+    async def commit(self: RemoteKeyValue, reads: Any, writes: Any, **options: Any) -> Committed:
+        reads = list(reads)
+        try:
+            return await original(self, reads, writes, **{**options, "timeout_s": 0.5})
+        except Timeout:
+            return await original(self, reads, writes, **options)
+
+    return patch.object(RemoteKeyValue, "commit", commit)
+
+
+@bug("core.transaction", "a transaction that only read is not validated (read skew)", dense("delay"))
+def reads_not_validated() -> Any:
+    original = Transaction.commit
+
+    async def commit(self: Transaction, **options: Any) -> Committed:
+        if self._writes:
+            return await original(self, **options)
+        self._finished = True
+        return Committed({})
+
+    return patch.object(Transaction, "commit", commit)
+
+
+# db: transactions
+
+
+@bug("services.db.machine", "what a transaction has read is not validated (lost update)", profile("none"))
+def lost_update() -> Any:
+    original = transaction.find_clash
+    return patch.object(machine, "find_clash", lambda store, locks, reads, writes: original(store, locks, [], writes))
+
+
+@bug("services.db.machine", "only what is also written is validated (write skew)", profile("none"))
+def write_skew() -> Any:
+    original = transaction.find_clash
+
+    def find_clash(store: Any, locks: Any, reads: Any, writes: Any) -> Any:
+        kept = [r for r in reads if isinstance(r, RangeRead) or not writes or (r.container, r.key) in writes]
+        return original(store, locks, kept, writes)
+
+    return patch.object(machine, "find_clash", find_clash)
+
+
+@bug("services.db.transaction", "ranges are not validated (phantoms)", dense("delay"))
+def phantoms() -> Any:
+    return patch.object(transaction, "_range_clash", lambda store, locks, read: None)
+
+
+@bug("services.db.machine", "a request that is in the log twice is applied twice: no sessions", profile("promised"))
+def no_sessions() -> Any:
+    return patch.object(machine.ShardMachine, "_once", lambda self, request, index, execute: execute())
+
+
+@bug("services.db.machine", "a prepared transaction writes before the decision (dirty read)", profile("none"))
+def dirty_read() -> Any:
+    original = machine.ShardMachine._prepare
+
+    def prepare(self: machine.ShardMachine, name: str, coordinator: int, reads: Any, writes: Any, index: int) -> Any:
+        outcome = original(self, name, coordinator, reads, writes, index)
+        if outcome[0] == "ok":
+            for (container, key), packed in self.prepared[name].values.items():
+                self.store.write(container, key, packed, index)
+        return outcome
+
+    return patch.object(machine.ShardMachine, "_prepare", prepare)
+
+
+@bug("services.db.transaction", "the locks of a transaction across shards are never released", profile("none"))
+def locks_stay() -> Any:
+    return patch.object(transaction.LockTable, "release", lambda self, name: None)
+
+
+@bug("services.db.coordinator", "a participant in doubt aborts without asking", dense("slow_disk"))
+def participant_aborts() -> Any:
+    async def resolve(self: coordinator.Coordinator, name: str, number: int) -> None:
+        with contextlib.suppress(GoStoreError):
+            await self._shard.propose(["decide", name, False], self._now() + coordinator.DECIDE_TIMEOUT_S)
+
+    return patch.object(coordinator.Coordinator, "_resolve", resolve)
+
+
+@bug("services.db.coordinator", "the decision is forgotten before the other shards have heard it", profile("none"))
+def decision_forgotten() -> Any:
+    async def tell(self: coordinator.Coordinator, number: int, name: str, commit: bool) -> int:
+        return 0
+
+    return patch.object(coordinator.Coordinator, "_tell", tell)
+
+
+@bug(
+    "services.db.machine",
+    "the decision of a transaction across shards is applied in its first shard only",
+    profile("none"),
+)
+def half_a_commit() -> Any:
+    original = machine.ShardMachine._decide
+
+    def decide(self: machine.ShardMachine, name: str, commit: bool, index: int) -> Any:
+        return original(self, name, commit and name in self.coordinated, index)
+
+    return patch.object(machine.ShardMachine, "_decide", decide)
+
+
+# db: replication
+
+
+@bug(
+    "services.db.primary_backup", "a read is served without a look whether this node leads (stale read)", dense("kill")
+)
+def stale_read() -> Any:
+    async def read_barrier(self: primary_backup.PrimaryBackup, deadline_s: float) -> None:
+        return
+
+    return patch.object(primary_backup.PrimaryBackup, "read_barrier", read_barrier)
+
+
+@bug(
+    "services.db.leadership",
+    "committed as soon as one replica has it, not all",
+    slow_and_cut,
+)
+def first_replica_commits() -> Any:
+    return patch.object(leadership, "min", max, create=True)
+
+
+@bug("services.db.recovery", "the new primary takes its own log, not the most advanced one", dense("kill", "power_cut"))
+def own_log_taken() -> Any:
+    original = primary_backup.judge
+
+    def judge(me: str, *args: Any) -> Any:
+        verdict = original(me, *args)
+        return replace(verdict, source=me) if verdict.source is not None else verdict
+
+    return patch.object(primary_backup, "judge", judge)
+
+
+@bug(
+    "services.db.journal",
+    "a promise is kept in memory only, and forgotten by a restart",
+    dense("pause", "kill"),
+)
+def promise_forgotten() -> Any:
+    def make_promise(self: db_journal.Journal, promise: Any) -> None:
+        self.promises = remember(self.promises, promise)
+
+    return patch.object(db_journal.Journal, "make_promise", make_promise)
+
+
+@bug("services.db.replica", "a backup follows whoever calls itself primary: no fencing", dense("pause", "kill"))
+def no_fencing() -> Any:
+    return patch.object(replica.Replica, "check", lambda self, generation, primary: None)
+
+
+@bug(
+    "services.db.journal", "a snapshot drops the entries that follow it in the log", dense("kill"), tune=small_snapshots
+)
+def snapshot_loses_the_rest() -> Any:
+    original = db_journal.Journal.begin_compaction
+
+    def begin(self: db_journal.Journal, at: Any) -> None:
+        self._begin(at, self.configuration_at(at.index), reset=False)
+
+    assert original is not None
+    return patch.object(db_journal.Journal, "begin_compaction", begin)
+
+
+@bug("services.db.machine", "a snapshot holds the objects, but not the sessions", dense("kill"), tune=small_snapshots)
+def snapshot_without_sessions() -> Any:
+    original = machine.ShardMachine.snapshot
+
+    def snapshot(self: machine.ShardMachine) -> Any:
+        with patch.object(self, "_sessions", type(self._sessions)()):
+            return original(self)
+
+    return patch.object(machine.ShardMachine, "snapshot", snapshot)
+
+
+@bug(
+    "services.db.mvcc", "deleted objects are in the snapshot again (no tombstone)", dense("kill"), tune=small_snapshots
+)
+def deleted_is_back() -> Any:
+    original = mvcc.Store.rows
+
+    def rows(self: mvcc.Store, container: str) -> list[mvcc.Row]:
+        found = {row.key: row for row in original(self, container)}
+        for change in self._changes:
+            if change.container == container and change.key not in found and change.previous is not None:
+                found[change.key] = mvcc.Row(change.key, *change.previous)
+        return list(found.values())
+
+    return patch.object(mvcc.Store, "rows", rows)
+
+
+# cls
+
+
+@bug("services.cls.masters", "off by one: a minority may decide", profile("network"))
+def minority_decides() -> Any:
+    def are_quorum(view: Any, voters: Sequence[str], alive: Any) -> bool:
+        return sum(name in alive for name in voters) >= len(voters) // 2
+
+    return patch.object(masters, "_are_quorum", are_quorum)
+
+
+@bug(
+    "services.cls.leader",
+    "whom the failure detector suspects is declared dead, without a roll call",
+    profile("network"),
+)
+def no_roll_call() -> Any:
+    async def call_the_roll(self: leader.Leader, dead: Any) -> list[str]:
+        return [name for name, member in self._cls.view.members.items() if member.live and name not in dead]
+
+    return patch.object(leader.Leader, "_call_the_roll", call_the_roll)
+
+
+@bug("services.cls.service", "a node that restarts comes back in its former incarnation", dense("kill"))
+def incarnation_reused() -> Any:
+    from gostore import node
+
+    async def first(env: Any) -> int:
+        return 1
+
+    return patch.object(node, "next_incarnation", first)
+
+
+@bug(
+    "services.cls.masters",
+    "an event is applied to whatever view there is, if the epoch fits: histories mix",
+    profile("network"),
+)
+def history_not_compared() -> Any:
+    return patch.object(masters, "fits", lambda view, event: event.epoch == view.epoch + 1)
+
+
+@bug("services.db.service", "a node keeps the ring of its first view: joins and losses do not reach it", dense("kill"))
+def stale_ring() -> Any:
+    original = db_service.DbService._owners
+
+    def owners(self: Any, view: Any, number: int) -> tuple[str, ...]:
+        found = original(self, view, number)
+        if self._env.name != "n3":
+            return found
+        kept = self.__dict__.setdefault("_kept", {})
+        return kept.setdefault(number, found) if len(found) > 2 else found
+
+    return patch.object(db_service.DbService, "_owners", owners)
+
+
+# fs
+
+
+@bug(
+    "services.fs.collector",
+    "collection looks at headers only, not at the intents of writers",
+    dense("delay", "slow_disk"),
+)
+def intents_ignored() -> Any:
+    original = collector.Collector._scan
+
+    async def scan(self: collector.Collector, container: str) -> Any:
+        if container != directory.INTENTS:
+            async for entry in original(self, container):
+                yield entry
+
+    return patch.object(collector.Collector, "_scan", scan)
+
+
+@bug(
+    "services.fs.collector",
+    "headers are read before the list of what is held, so new files lose chunks",
+    dense("delay"),
+)
+def collected_too_early() -> Any:
+    async def referenced(self: collector.Collector) -> frozenset[str]:
+        return self.__dict__.get("_before", frozenset())
+
+    original_collect, original_referenced = collector.Collector.collect, collector.Collector._referenced
+
+    async def collect(self: collector.Collector) -> Any:
+        await self._tree.ready()
+        self.__dict__["_before"] = await original_referenced(self)
+        return await original_collect(self)
+
+    return [
+        patch.object(collector.Collector, "_referenced", referenced),
+        patch.object(collector.Collector, "collect", collect),
+        patch.object(chunks.Holder, "pin", lambda self, key: self.has(key)),
+        patch.object(chunks.Holder, "_touch", lambda self, key: None),
+    ]
+
+
+@bug(
+    "services.fs.replicas",
+    "a file is acknowledged before its chunks are stored",
+    slow_and_cut,
+)
+def chunks_not_awaited() -> Any:
+    original = replicas.Replicas.store
+
+    async def store(self: replicas.Replicas, pieces: Any) -> None:
+        async def later() -> None:
+            with contextlib.suppress(GoStoreError):
+                await original(self, pieces)
+
+        self._env.tasks.start(later(), name="store later")
+
+    return patch.object(replicas.Replicas, "store", store)
+
+
+@bug("services.fs.directory", "a file is created without validating that its directory still exists", profile("none"))
+def directory_not_validated() -> Any:
+    original = fs_transactions.Transactions.commit
+
+    async def commit(self: Any, reads: Any, writes: Any) -> Any:
+        kept = [r for r in reads if not (isinstance(r, PointRead) and r.key.endswith("/"))]
+        return await original(self, kept, writes)
+
+    return patch.object(fs_transactions.Transactions, "commit", commit)
+
+
+@bug("services.fs.directory", "a directory is removed without validating that it is still empty", dense("delay"))
+def directory_not_empty() -> Any:
+    original = fs_transactions.Transactions.commit
+
+    async def commit(self: Any, reads: Any, writes: Any) -> Any:
+        return await original(self, [r for r in reads if not isinstance(r, RangeRead)], writes)
+
+    return patch.object(fs_transactions.Transactions, "commit", commit)
+
+
+@bug("services.fs.repair", "repair counts an owner that does not answer as one that holds the chunk", dense("kill"))
+def silence_is_consent() -> Any:
+    original = repair.Repair._look
+
+    async def look(self: repair.Repair, view: Any, keys: Any) -> Any:
+        found = await original(self, view, keys)
+        for copies in found.values():
+            copies.holding += copies.silent + copies.lacking
+            copies.silent, copies.lacking = [], []
+        return found
+
+    return patch.object(repair.Repair, "_look", look)
