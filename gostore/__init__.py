@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from gostore.client import connect
     from gostore.cluster import HashRing
     from gostore.core.errors import GoStoreError
+    from gostore.experiments.replay import replay
     from gostore.launch import launch
     from gostore.sim import simulate
     from gostore.viz import ClusterView, GraphView
 
 __version__ = "0.1.0"
-__all__ = ["ClusterView", "GoStoreError", "GraphView", "HashRing", "connect", "launch", "simulate"]
+__all__ = ["ClusterView", "GoStoreError", "GraphView", "HashRing", "connect", "launch", "replay", "simulate"]
 
 # name -> the module that defines it
 _LAZY = {
     "launch": "gostore.launch",
     "simulate": "gostore.sim",
+    "replay": "gostore.experiments.replay",
     "connect": "gostore.client",
     "ClusterView": "gostore.viz",
     "GraphView": "gostore.viz",

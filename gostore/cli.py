@@ -376,13 +376,14 @@ def sim(
 ) -> None:  # fmt: skip
     """Simulated runs with all checks on. The same seed gives the same trace; a failing one names its replay."""
     from gostore.experiments import sim_command
+    from gostore.experiments.soak import Plan
 
     if token is not None:
         figures = sim_command.replay_run(token, moment, save, say)
     elif moment is not None:
         raise BadRequest("--at goes with --replay: it stops the run that a token names")
     else:
-        plan = sim_command.Plan(nodes, seconds, profile)
+        plan = Plan(nodes, seconds, profile)
         figures = sim_command.run_seeds(range(seed, seed + seeds), plan, jobs, tally, tries, save, say)
     report({name: value for name, value in figures.items() if name != "replay"}, as_json=False, title="simulation")
     if as_json:
@@ -404,7 +405,9 @@ def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
         from gostore.experiments.bench_sim import bench_sim
 
         if peers:
-            raise BadRequest(f"--vs {vs}: no peer simulates this node; `bench sim` compares with the targets it was set")
+            raise BadRequest(
+                f"--vs {vs}: no peer simulates this node; `bench sim` compares with the targets it was set"
+            )
         cases = bench_sim(rounds=rounds, progress=say)
     else:
         from gostore.experiments.bench_launch import bench_launch

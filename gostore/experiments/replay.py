@@ -33,16 +33,22 @@ import msgpack
 
 import gostore
 from gostore.core.errors import BadRequest
-from gostore.core.events import Event
+from gostore.core.events import CATEGORIES, Event
 from gostore.experiments.simulation import Run, Session
 from gostore.faults import Step
 from gostore.sim.errors import Stopped
+from gostore.sim.world import CLIENT
+from gostore.trace import Journal
+from gostore.viz.spacetime import SpaceTime, space_time
 
 PREFIX: Final = "gs1."
 TOKEN_SIZE_BYTES_MAX: Final = 64 * 1024
 
 LIBRARIES: Final = ("aiohttp", "msgpack", "sortedcontainers", "xxhash")
 """What a node computes with, beside Python itself."""
+
+LAST_S: Final = 2.0
+STATES: Final = tuple(category for category in CATEGORIES if category != "message")
 
 TAIL: Final = 12
 """Events of the journal that a moment shows."""
@@ -211,7 +217,7 @@ class Replay:
         self.token = token
         self.differences = token.differences()
         self._run: Run | None = None
-        self._journal: tuple[Event, ...] = ()
+        self._journal: Journal
         self._indices: Sequence[int] = ()
         self._stopped: Session | None = None
 
@@ -232,7 +238,7 @@ class Replay:
         if self._run is None:
             with self._session() as session:
                 self._run = session.perform()
-                self._journal, self._indices = tuple(session.cluster.events), session.indices
+                self._journal, self._indices = session.cluster.events, session.indices
         return self._run
 
     @property
@@ -241,14 +247,18 @@ class Replay:
         return self.run.trace_sha256 == self.token.trace_sha256
 
     @property
-    def events(self) -> tuple[Event, ...]:
-        """The journal of the whole run, with every message of every node."""
+    def journal(self) -> Journal:
+        """Of the whole run, with every message of every node and of the client."""
         _ = self.run
         return self._journal
 
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return tuple(self.journal)
+
     def index_of(self, event: Event) -> int:
         """The index in the run of what published a journal's event. Raises :class:`BadRequest` for another's event."""
-        for position, known in enumerate(self.events):
+        for position, known in enumerate(self.events, self.journal.forgotten):
             if known == event:
                 return self._indices[position]
         raise BadRequest(f"event {event.seq} of {event.node} is not of this run; take one of replay.events")
@@ -270,6 +280,26 @@ class Replay:
         except Stopped:
             pass
         return Moment(index, cluster.sim.now, cluster.states(), tuple(cluster.events), cluster)
+
+    def diagram(self, **options: Any) -> SpaceTime:
+        """What led to the violation, as a space-time diagram (``options`` as for :func:`gostore.viz.space_time`).
+
+        The causal past of the event that broke a promise, or of the answer that a client should not have got; of a run
+        in which neither is known (it is fine, or does not come to rest) its last seconds.
+        """
+        journal, event = self.journal, self.focus
+        if event is not None:
+            return space_time(journal, event, **options)
+        return space_time(journal, **{"since_s": self.run.virtual_s - LAST_S, "categories": STATES, **options})
+
+    @property
+    def focus(self) -> Event | None:
+        """The event that :meth:`diagram` explains."""
+        focus = self.run.focus
+        if focus is None or isinstance(focus, Event):
+            return focus
+        told = [e for e in self.events if e.node == CLIENT and e.kind == "recv" and e.time_s <= focus]
+        return told[-1] if told else None
 
     def close(self) -> None:
         """Let the world of the latest moment go."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from gostore.core.errors import BadRequest, GoStoreError
-from gostore.core.events import CATEGORIES
+from gostore.core.events import CATEGORIES, Event
 from gostore.experiments.judge import converge, coverage, judge
 from gostore.experiments.workload import Workload
 from gostore.faults import Nemesis, Step, draw
@@ -44,6 +44,9 @@ class Run:
     violations: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     coverage: dict[str, int] = field(default_factory=dict)
+    focus: Event | float | None = None
+    """Where to look first: the event that broke a promise, or the virtual time at which a client was told what cannot
+    be."""
 
     @property
     def fine(self) -> bool:
@@ -98,6 +101,7 @@ class Session:
         indices, scheduler = self.indices, self.cluster.sim.scheduler
         if messages:
             self.cluster.events.subscribe(lambda event: indices.append(scheduler.count))
+            self.cluster.watch_client()
 
     def perform(self) -> Run:
         """The whole of it: load and faults, a heal, quiet, then every check. Raises :class:`Stopped` at a break."""

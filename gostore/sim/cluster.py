@@ -231,6 +231,10 @@ class SimCluster(Testbed):
     async def _subscribe(self, name: str, subscription: str, categories: Sequence[str], messages_a_s: float) -> None:
         self._listen(self.sim.node(name), categories, messages_a_s)
 
+    def watch_client(self) -> None:
+        """Collect the messages of the testbed's own client, too: what it was told is then in the journal."""
+        self._listen(self.sim.client(), ("message",), -1.0)
+
     def _listen(self, node: SimNode, categories: Sequence[str], messages_a_s: float) -> None:
         journal, sim = weakref.ref(self.events), self.sim.scheduler
         next_message_s = 0.0
