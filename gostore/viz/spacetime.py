@@ -360,6 +360,13 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
 # text
 
 CELL: Final = 8
+
+
+def short(name: str, characters: int) -> str:
+    """A name that is too long by its end: that is where the names of nodes differ."""
+    return name if len(name) <= characters else f"…{name[-(characters - 1) :]}"
+
+
 _TRACKS: Final = {DOWN: " ", PAUSED: ".", NETWORK: ":", DISK: ";"}
 
 KEY: Final = (
@@ -372,7 +379,7 @@ def text_diagram(diagram: SpaceTime) -> str:
     """The diagram in plain text: a column for each node, an arrow in the row in which a message arrives."""
     columns = {node: CELL // 2 + CELL * index for index, node in enumerate(diagram.nodes)}
     width = CELL * len(columns)
-    header = "".join(node[: CELL - 1].center(CELL) for node in diagram.nodes)
+    header = "".join(short(node, CELL - 1).center(CELL) for node in diagram.nodes)
     lines = [diagram.title, diagram.note, "", f"  {'time s':>10}  {header}".rstrip()]
     before = ""
     for index, row in enumerate(diagram.rows):

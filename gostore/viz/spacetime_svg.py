@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from gostore.core.events import Event, EventId
 from gostore.trace.export import TESTBED
-from gostore.viz.spacetime import DISK, DOWN, NETWORK, PAUSED, Row, SpaceTime, struck
+from gostore.viz.spacetime import DISK, DOWN, NETWORK, PAUSED, Row, SpaceTime, short, struck
 
 ROW_PX: Final = 20
 MARGIN_PX: Final = 16
@@ -18,6 +18,8 @@ PITCH_PX: Final = (34, 96)
 """Between two nodes' lines: at least, at most."""
 CHARACTER_PX: Final = 6.6
 """A character of a label, on the safe side: no browser says how wide a text will be."""
+NAME_CHARACTERS: Final = 10
+"""Of a node's name in a label, and where the names stand slanted."""
 FOCUS_PX: Final = 26
 BAND_PX: Final = 22
 
@@ -197,7 +199,7 @@ def _lifelines(diagram: SpaceTime, layout: Layout) -> list[str]:
     for node, x in layout.columns.items():
         out.append(f'<path class="s-life" d="M{x:.1f} {layout.top:g}V{layout.bottom:g}" stroke-width="1.25"/>')
         if layout.slanted:
-            name = _text(x, layout.names_y, _cut(node, 12), "name")
+            name = _text(x, layout.names_y, short(node, NAME_CHARACTERS), "name")
             out.append(f'<g transform="rotate(-40 {x:.1f} {layout.names_y:.1f})">{name}</g>')
         else:
             out.append(_text(x, layout.names_y, node, "name", anchor="middle"))
@@ -315,7 +317,7 @@ def _labels(diagram: SpaceTime, layout: Layout) -> list[str]:
 
 def _label(row: Row, y: float, layout: Layout, *, focus: bool) -> str:
     event = row.event
-    who = "" if event.node == TESTBED else event.node
+    who = "" if event.node == TESTBED else short(event.node, NAME_CHARACTERS)
     room = layout.characters - len(who) - 1
     quiet = event.kind in ("send", "recv") and not focus
     look = "muted" if quiet else "strong" if focus else {"fault": "fault", "drop": "drop"}.get(event.kind, "ink")

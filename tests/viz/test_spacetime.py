@@ -214,6 +214,8 @@ def test_many_nodes_and_long_names_stay_legible(names: list[str]) -> None:
     story.add(names[0], "node_stopping", reason='<&> "quoted" ' + "and far too long to be shown in full " * 9)
     diagram = space_time(story.events, story.events[-1], events_max=300)
     assert len(diagram.nodes) <= 16
+    shown = "".join(ElementTree.fromstring(diagram.svg()).itertext())
+    assert all(node[-6:] in shown for node in diagram.nodes), "the ends of names tell them apart"
     check_picture(diagram)
 
 
