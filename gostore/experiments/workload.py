@@ -7,7 +7,8 @@ part            what the clients do                           what is judged
 ``files``       write, read and delete files, also in         the same
                 directories that are made and removed
 ``cells``       transactions that read some objects, or a     strictly serializable: no cycle of dependencies
-                range, and write some of what they read
+                range, and write some of what they read;
+                half of the objects are in one shard
 accounts        transfers, and sums over all                  the sum stays, and no balance falls below 0
 counters        blind additions                               what was acknowledged was added once, no more
 ==============  ============================================  ====================================================
@@ -29,13 +30,16 @@ from typing import Any, Final
 from gostore.check import Access, History, Outcome, Transaction
 from gostore.client.objects import TransactionHandle
 from gostore.core.errors import Conflict, GoStoreError, NotEmpty, NotFound
+from gostore.core.keyvalue import prefix_end
 from gostore.core.ports import Rng
 from gostore.testbed import Testbed
 
 REGISTERS: Final = 6
 ACCOUNTS: Final = 5
 BALANCE: Final = 100
-CELLS: Final = 6
+CELLS: Final = ("p/0", "p/1", "p/2", "q/0", "q/1", "q/2")
+CELL_RANGES: Final = ("p/", "q/")
+"""Each is in one shard: to read a range costs no more than to read an object."""
 COUNTERS: Final = 3
 FILES: Final = 4
 DIRECTORIES: Final = 2
@@ -73,7 +77,7 @@ class Counter:
 class Attempt:
     """A transaction on the cells: key -> (version, attempt) that it read, key -> version that it wrote.
 
-    ``whole``: it read the whole range. ``invoked``, ``returned``: positions in the order of all of these.
+    ``ranges``: prefixes of which it read all. ``invoked``, ``returned``: positions in the order of all of these.
     """
 
     number: int
@@ -81,7 +85,7 @@ class Attempt:
     invoked: int
     returned: int | None = None
     outcome: Outcome = Outcome.INFO
-    whole: bool = False
+    ranges: tuple[str, ...] = ()
     reads: dict[str, tuple[int, int]] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
 
@@ -105,8 +109,9 @@ class Workload:
     async def prepare(self) -> None:
         """The containers and accounts; before any fault."""
         db = self._testbed.db
-        for container in ("registers", "accounts", "cells", "counters"):
+        for container in ("registers", "accounts", "counters"):
             await db.create_container(container)
+        await db.create_container("cells", separator="/")
         async with db.transaction() as transaction:
             for number in range(ACCOUNTS):
                 transaction.set("accounts", f"a{number}", BALANCE)
@@ -191,12 +196,13 @@ class Workload:
     # cells
 
     async def _transact(self, client: str) -> None:
-        keys = [f"x{number}" for number in self._rng.sample(range(CELLS), self._rng.randrange(2, 4))]
+        keys = self._rng.sample(CELLS, self._rng.randrange(2, 4))
         written = keys[: self._rng.randrange(len(keys) + 1)]
-        await self._attempt(client, keys, written, whole=self._rng.random() < 0.25)
+        ranges = (self._rng.choice(CELL_RANGES),) if self._rng.random() < 0.4 else ()
+        await self._attempt(client, keys, written, ranges)
 
-    async def _attempt(self, client: str, keys: list[str], written: list[str], *, whole: bool) -> None:
-        attempt = Attempt(len(self.cells), client, self._tick(), whole=whole)
+    async def _attempt(self, client: str, keys: list[str], written: list[str], ranges: tuple[str, ...]) -> None:
+        attempt = Attempt(len(self.cells), client, self._tick(), ranges=ranges)
         self.cells.append(attempt)
         try:
             async with self._testbed.db.transaction() as transaction:
@@ -212,8 +218,8 @@ class Workload:
             attempt.returned = self._tick()
 
     async def _read_cells(self, transaction: TransactionHandle, attempt: Attempt, keys: list[str]) -> None:
-        if attempt.whole:
-            for key, (version, writer) in await transaction.scan("cells"):
+        for prefix in attempt.ranges:
+            for key, (version, writer) in await transaction.scan("cells", prefix):
                 attempt.reads[key] = version, writer
         for key in keys:
             version, writer = await transaction.get("cells", key, default=(0, -1))
@@ -240,7 +246,7 @@ class Workload:
             f"T{attempt.number} of {attempt.client}",
             tuple(Access(key, version) for key, (version, _) in attempt.reads.items()) if counts else (),
             tuple(Access(key, version) for key, version in attempt.writes.items()) if counts else (),
-            ranges=(("", None),) if attempt.whole and counts else (),
+            ranges=tuple((prefix, prefix_end(prefix)) for prefix in attempt.ranges) if counts else (),
             outcome=attempt.outcome,
             invoked=attempt.invoked,
             returned=attempt.returned if attempt.outcome is Outcome.OK else None,
@@ -300,7 +306,7 @@ class Workload:
             await self.files.record("last", "read", name, None, self._read_file(name))
         for name, counter in self.counters.items():
             counter.final = await db.get("counters", name, default=0)
-        await self._insist(lambda: self._attempt("last", [f"x{number}" for number in range(CELLS)], [], whole=True))
+        await self._insist(lambda: self._attempt("last", list(CELLS), [], CELL_RANGES))
         await self._insist(lambda: self._sum("last"))
 
     async def _insist(self, transaction: Callable[[], Awaitable[None]]) -> None:

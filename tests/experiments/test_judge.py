@@ -65,54 +65,54 @@ def verdict(load: Workload) -> tuple[Serializable, list[str]]:
 
 def test_cells_in_order_are_serializable() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.OK)
-    attempt(load, {"x": (1, 0), "y": (0, -1)}, {"y": 1}, Outcome.OK)
-    attempt(load, {"x": (1, 0), "y": (1, 1)}, {}, Outcome.OK, whole=True)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.OK)
+    attempt(load, {"p/0": (1, 0), "p/1": (0, -1)}, {"p/1": 1}, Outcome.OK)
+    attempt(load, {"p/0": (1, 0), "p/1": (1, 1)}, {}, Outcome.OK, ranges=("p/",))
     assert verdict(load) == (Serializable.SERIALIZABLE, [])
 
 
 def test_a_lost_update_is_seen() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.OK)
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.OK)
     assert "duplicate version" in verdict(load)[1]
 
 
 def test_write_skew_is_seen() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1), "y": (0, -1)}, {"x": 1}, Outcome.OK)
-    attempt(load, {"x": (0, -1), "y": (0, -1)}, {"y": 1}, Outcome.OK)
-    attempt(load, {"x": (1, 0), "y": (1, 1)}, {}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1), "p/1": (0, -1)}, {"p/0": 1}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1), "p/1": (0, -1)}, {"p/1": 1}, Outcome.OK)
+    attempt(load, {"p/0": (1, 0), "p/1": (1, 1)}, {}, Outcome.OK)
     assert verdict(load)[0] is Serializable.NOT
 
 
 def test_an_acknowledged_write_that_the_last_reader_misses_is_seen() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.OK)
-    attempt(load, {"x": (0, -1)}, {}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {}, Outcome.OK)
     assert verdict(load)[1] == ["G-single-realtime"]
 
 
 def test_a_phantom_is_seen() -> None:
     """Both read the range while it was empty, and each put another object into it."""
     load = workload()
-    attempt(load, {}, {"x": 1}, Outcome.OK, whole=True)
-    attempt(load, {}, {"y": 1}, Outcome.OK, whole=True)
-    attempt(load, {"x": (1, 0), "y": (1, 1)}, {}, Outcome.OK, whole=True)
+    attempt(load, {}, {"p/0": 1}, Outcome.OK, ranges=("p/",))
+    attempt(load, {}, {"p/1": 1}, Outcome.OK, ranges=("p/",))
+    attempt(load, {"p/0": (1, 0), "p/1": (1, 1)}, {}, Outcome.OK, ranges=("p/",))
     assert verdict(load)[0] is Serializable.NOT
 
 
 def test_an_attempt_of_unknown_outcome_counts_once_somebody_saw_it() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.INFO)
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.INFO)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.OK)
     assert verdict(load) == (Serializable.SERIALIZABLE, []), "nobody saw the first"
-    attempt(load, {"x": (1, 0)}, {}, Outcome.OK)
+    attempt(load, {"p/0": (1, 0)}, {}, Outcome.OK)
     assert "duplicate version" in verdict(load)[1]
 
 
 def test_what_failed_and_was_seen_is_an_aborted_read() -> None:
     load = workload()
-    attempt(load, {"x": (0, -1)}, {"x": 1}, Outcome.FAIL)
-    attempt(load, {"x": (1, 0)}, {}, Outcome.OK)
+    attempt(load, {"p/0": (0, -1)}, {"p/0": 1}, Outcome.FAIL)
+    attempt(load, {"p/0": (1, 0)}, {}, Outcome.OK)
     assert verdict(load)[1] == ["G1a"]

@@ -47,7 +47,7 @@ class Bug:
     patch: Callable[[], AbstractContextManager[Any]]
     schedule: Schedule
     tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    seconds: float = 8.0
+    seconds: float = 6.0
 
 
 BUGS: dict[str, Bug] = {}
@@ -92,8 +92,8 @@ def blackout(rng: random.Random, seconds: float) -> list[Step]:
 def slow_and_cut(rng: random.Random, seconds: float) -> list[Step]:
     """All disks are slow, each in its own way, and one machine after the other loses its power."""
     slow = [Step(0.5, seconds, "slow_disk", {"node": n, "sync_s": round(rng.uniform(0.01, 0.6), 3)}) for n in NODES]
-    times = [2.0, 4.0, 6.0]
-    return slow + [Step(at_s, at_s + 1.5, "power_cut", {"node": rng.choice(NODES)}) for at_s in times]
+    times = [round(part * seconds, 3) for part in (0.3, 0.55, 0.8)]
+    return slow + [Step(at_s, round(at_s + 1.0, 3), "power_cut", {"node": rng.choice(NODES)}) for at_s in times]
 
 
 def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
@@ -101,7 +101,7 @@ def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
     node, at_s = rng.choice(NODES), round(rng.uniform(0.2, 0.5) * seconds, 3)
     return [
         Step(at_s, at_s + 0.1, "failing_syncs", {"node": node, "for_s": round(rng.uniform(0.02, 0.2), 3)}),
-        Step(round(at_s + 2.0, 3), round(at_s + 3.0, 3), "kill", {"node": node}),
+        Step(round(at_s + 1.5, 3), round(at_s + 2.0, 3), "kill", {"node": node}),
     ]
 
 
@@ -145,7 +145,7 @@ def bug(
     schedule: Schedule,
     *,
     tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-    seconds: float = 8.0,
+    seconds: float = 6.0,
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """The function returns what is patched: a context manager, or several in a list."""
 

@@ -35,7 +35,8 @@ FOUND = Path(__file__).with_name("found.json")
 TABLE = Path(__file__).parents[2] / "docs" / "test-power.md"
 
 SEEDS_MAX = 500
-SHRINK_RUNS_MAX = 24
+SHRINK_RUNS_MAX = 20
+KINDS_MAX = 3
 SHORTER = (0.25, 0.5, 0.75)
 """Parts of the duration that are tried when the schedule is as small as it gets."""
 
@@ -112,7 +113,7 @@ def shrink(bug: Bug, run: Run) -> Found:
     assert once.trace_sha256 == twice.trace_sha256, f"{bug.name}: two runs of seed {run.seed} differ"
     assert once.violations == twice.violations
     return Found(
-        bug.name, run.seed, 0, seconds, kind_of(once.violations[0]), once.violations[0][:400], len(before.schedule),
+        bug.name, run.seed, 0, seconds, kinds_of(once), once.violations[0][:400], len(before.schedule),
         before.events, once.events, once.trace_sha256, [asdict(step) for step in schedule],
     )  # fmt: skip
 
@@ -127,16 +128,22 @@ KINDS = {
     "replicas are equal": "replicas equal after quiet",
     "membership": "membership after quiet",
     "chunks": "chunks after quiet",
+    "files after quiet": "files and chunks after quiet",
     "liveness": "liveness",
     "only the dead are declared offline": "only the dead are declared offline",
 }
+
+
+def kinds_of(run: Run) -> str:
+    """All checks that saw something, the most telling ones."""
+    return ", ".join(list(dict.fromkeys(map(kind_of, run.violations)))[:KINDS_MAX])
 
 
 def kind_of(violation: str) -> str:
     """What saw it, in short."""
     head = violation.partition(":")[0]
     if head == "files" and "after quiet" in violation:
-        return "check of the file system after quiet"
+        return KINDS["files after quiet"]
     if head in KINDS:
         return KINDS[head]
     if "saw the balances" in violation:
