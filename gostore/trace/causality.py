@@ -33,7 +33,7 @@ Key = tuple[str, int, int, float]
 
 
 class Causality:
-    """The relation over ``events``, which are given in the order of their arrival; doubled ones count once.
+    """The relation over ``events``, which are given in any order; doubled ones count once.
 
     ``events``: the same in causal stamp order, (stamp, node, sequence number) where the relation leaves it open. Takes
     about n log n steps and some 200 bytes for each event.
@@ -169,7 +169,7 @@ class _Causes:
             return None
         if event.node == event.cause[0]:
             # Of its own node it is one that came earlier; an event is not its own cause, whatever a file says.
-            earlier = [e for e in found if (e.time_s, e.stamp, e.seq) < (event.time_s, event.stamp, event.seq)]
+            earlier = [e for e in found if (e.time_s, e.seq) < (event.time_s, event.seq)]
             return earlier[-1] if earlier else None
         if event.kind == "recv":
             found = [e for e in found if _is_send_of(e, event)]
@@ -205,5 +205,6 @@ def _lines(events: Iterable[Event]) -> dict[str, list[Event]]:
             seen[key_of(event)] = None
             lines.setdefault(event.node, []).append(event)
     for line in lines.values():
-        line.sort(key=lambda event: event.time_s)  # stable: at one time they stay as they came
+        # At one time by their numbers: some loops count in milliseconds, and two subscriptions bring two batches.
+        line.sort(key=lambda event: (event.time_s, event.seq))
     return {node: lines[node] for node in sorted(lines)}

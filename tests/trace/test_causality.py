@@ -100,6 +100,13 @@ def test_a_cause_of_several_lives_is_the_one_of_its_time() -> None:
     assert not causality.happens_before(second, early)
 
 
+def test_batches_of_two_subscriptions_are_one_program() -> None:
+    """Clocks of loops may tick in milliseconds, so the numbers decide."""
+    events = [event("n1", seq, 1.0, stamp=5) for seq in range(1, 7)]
+    assert Causality([*events[1::2], *events[::2]]).events == events
+    assert Causality([*events[1::2], *events[::2]]).happens_before(events[0], events[1])
+
+
 def test_what_was_not_collected_is_no_cause() -> None:
     alone = event("n1", 7, 1.0, ("n9", 3))
     causality = Causality([alone])
