@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -171,12 +171,21 @@ def _perform(cluster: SimCluster, run: Run, categories: Sequence[str]) -> None:
     except SimulationError as error:
         run.violations.append(f"the world ended: {error}")
     except ExceptionGroup as errors:
-        run.violations.extend(f"{type(error).__name__}: {error}" for error in errors.exceptions)
+        run.violations.extend(f"{type(error).__name__}: {error}" for error in _leaves(errors))
     except GoStoreError as error:
         run.violations.append(f"liveness: {error.message}")
     judge(cluster, run, workload)
     run.coverage = coverage(cluster, nemesis, workload)
     cluster.stop_sync()
+
+
+def _leaves(errors: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    """What happened, out of the groups of groups that it was wrapped in."""
+    for error in errors.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def minimise(run: Run, *, tries_max: int = 64, progress: Callable[[str], None] = lambda text: None) -> list[Step]:
