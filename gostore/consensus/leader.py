@@ -54,7 +54,7 @@ Reader = tuple[str | None, int]
 
 
 class Leadership:
-    """``over``: the replica must step down. ``quiet``: no timer runs. ``confirmed``: local reads and their indices."""
+    """``over``: the replica must step down. ``quiet``: no timer runs."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Leadership:
         self._send = send
         self.over = False
         self.quiet = False
-        self.confirmed: list[tuple[int, int]] = []  # (context, index)
+        self._confirmed: list[tuple[int, int]] = []  # (context, index)
         self.progress: dict[str, Progress] = {}
         self._round = 0
         self._quiet_round: int | None = None
@@ -366,9 +366,14 @@ class Leadership:
     def _answer(self, readers: Sequence[Reader], index: int) -> None:
         for source, number in readers:
             if source is None:
-                self.confirmed.append((number, index))
+                self._confirmed.append((number, index))
             else:
                 self._send(source, ReadReply(self._term, number, index))
+
+    def take_confirmed(self) -> list[tuple[int, int]]:
+        """The local reads that have an index: (context, index)."""
+        confirmed, self._confirmed = self._confirmed, []
+        return confirmed
 
     def give_up(self) -> list[int]:
         """The leadership ends: the contexts of the local reads that fail; the other readers are told."""

@@ -27,7 +27,6 @@ too; and so does :meth:`Raft.wake`.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -51,13 +50,14 @@ from gostore.consensus.messages import (
     Vote,
     VoteReply,
 )
+from gostore.consensus.outbox import Outbox
+from gostore.consensus.questions import Questions
 from gostore.consensus.ready import (
     CANDIDATE,
     FOLLOWER,
     LEADER,
     PRECANDIDATE,
     HardState,
-    ReadState,
     Ready,
     Restored,
     Status,
@@ -66,9 +66,6 @@ from gostore.consensus.ready import (
 from gostore.consensus.tunables import Tunables
 from gostore.core.errors import Corrupt, NotOwner, Unavailable
 from gostore.core.ports import Rng
-
-COMMIT_HINT_ENTRIES: Final = 1024
-"""The commit index is written with a term or a vote, and whenever it is so much ahead of the written one."""
 
 
 class Raft:
@@ -96,23 +93,10 @@ class Raft:
         self._contact_s = -math.inf
         self._incoming: tuple[tuple[str, int, int], int] | None = None  # identity of a snapshot, next chunk
         self.log.commit(min(max(restored.hard_state.commit, self.log.start.index), self.log.last.index))
-        # work for the driver
-        self._number = 0
-        self._written = 0  # the last Ready with something to write
-        self._synced = 0
-        self._hard_number = 0  # the Ready with the term and the vote of now
-        self._hard = HardState(self.term, self._vote, self.log.committed)
-        self._messages: list[tuple[str, Message]] = []
-        self._messages_synced: list[tuple[str, Message]] = []
-        self._chunks: list[Chunk] = []
-        self._status = self.status
-        # reads at this node
-        self._confirmed: deque[tuple[int, int]] = deque()  # (context, index) to be applied
-        self._failed_reads: list[int] = []
-        self._new_reads: list[int] = []
-        self._asked: dict[int, tuple[list[int], float]] = {}  # number -> (contexts, until)
-        # Never the number of an earlier life: an answer to that one would be too old.
-        self._asked_number = rng.getrandbits(60)
+        hard = HardState(self.term, self._vote, self.log.committed)
+        self._out = Outbox(hard, self.status)
+        self._send, self._send_synced = self._out.send, self._out.send_synced
+        self._questions = Questions(tunables.reads_max, tunables.election_timeout_s, rng)
         self._patience_s = self._election_s = math.inf
         self._draw_patience()
         self._arm(now_s)
@@ -136,9 +120,7 @@ class Raft:
     def deadline_s(self) -> float:
         """When :meth:`timeout` is to be called; infinity: not needed."""
         own_s = self._election_s if self._leading is None else self._leading.deadline_s
-        if self._asked:
-            return min(own_s, *(until_s for _, until_s in self._asked.values()))
-        return own_s
+        return min(own_s, self._questions.deadline_s)
 
     def statistics(self) -> dict[str, Any]:
         """For views: role, term, leader, positions, members; of a leader also what it knows of each follower."""
@@ -204,17 +186,14 @@ class Raft:
         A context must not be used again before its answer. Raises ``NotOwner`` when no leader is known and
         ``Unavailable`` when too many reads wait; both definite.
         """
-        if len(self._confirmed) >= self._tunables.reads_max:
+        if self._questions.full:
             taken = False
         elif self._leading is not None:
             taken = self._leading.read((None, context), now_s)
-        elif self.leader is None:
-            raise NotOwner(f"{self.name} knows of no leader: try again later, or elsewhere", owner=None)
+        elif self.leader is not None:
+            taken = self._questions.add(context)
         else:
-            waiting = len(self._new_reads) + sum(len(contexts) for contexts, _ in self._asked.values())
-            taken = waiting < self._tunables.reads_max
-            if taken:
-                self._new_reads.append(context)
+            raise NotOwner(f"{self.name} knows of no leader: try again later, or elsewhere", owner=None)
         if not taken:
             raise Unavailable(f"{self._tunables.reads_max} reads wait for their index: try again later")
 
@@ -258,79 +237,31 @@ class Raft:
         """The work that there is now; None: nothing. See :class:`Ready` for what to do with it."""
         if self._leading is not None:
             self._leading.flush(now_s)
-            self._confirmed.extend(self._leading.confirmed)
-            self._leading.confirmed.clear()
-        else:
-            self._ask_leader(now_s)
-        committed = tuple(self.log.next_committed())
-        reads = self._take_reads()
-        hard = self._hard_state()
-        status = self.status if self.status != self._status else None
-        to_write = bool(hard or self._chunks or self.log.unwritten)
-        if not (to_write or committed or reads or status or self._messages or self._messages_synced):
-            return None
-        self._number += 1
-        truncate_from, entries = self.log.hand_out(self._number)
-        if to_write:
-            self._written = self._number
-        if hard is not None:
-            self._hard, self._hard_number = hard, self._number
-        ready = Ready(
-            number=self._number,
-            messages=tuple(self._messages),
-            hard_state=hard,
-            chunks=tuple(self._chunks),
-            truncate_from=truncate_from,
-            entries=entries,
-            committed=committed,
-            reads=reads,
-            messages_synced=tuple(self._messages_synced),
-            status=status,
-            must_sync=self._written > self._synced,
-        )
-        self._messages, self._messages_synced, self._chunks = [], [], []
-        self._status = self.status
-        if not ready.must_sync:
-            self.log.persisted(self._number)
+            self._questions.confirm(self._leading.take_confirmed())
+        elif (number := self._questions.ask(now_s)) is not None:
+            assert self.leader is not None
+            self._send(self.leader, ReadRequest(self.term, number))
+        hard = HardState(self.term, self._vote, self.log.committed)
+        ready = self._out.ready(self.log, hard, self.status, self._questions)
         self.log.trim()
         return ready
 
-    def _hard_state(self) -> HardState | None:
-        """What is to be written; None: what was written is good enough."""
-        if (self.term, self._vote) != (self._hard.term, self._hard.vote):
-            return HardState(self.term, self._vote, self.log.committed)
-        if self.log.committed >= self._hard.commit + COMMIT_HINT_ENTRIES:
-            return HardState(self.term, self._vote, self.log.committed)
-        return None
-
-    def _take_reads(self) -> tuple[ReadState, ...]:
-        found = [ReadState(context, None) for context in self._failed_reads]
-        self._failed_reads = []
-        while self._confirmed and self._confirmed[0][1] <= self.log.applied:
-            found.append(ReadState(*self._confirmed.popleft()))
-        return tuple(found)
-
     def persisted(self, number: int, now_s: float) -> None:
         """All that was handed out up to Ready ``number`` is on the medium."""
-        assert number <= self._number, f"{number} of {self._number}"
-        if number <= self._synced:
+        if not self._out.persisted(number):
             return
-        self._synced = number
         self.log.persisted(number)
         if self._leading is not None:
             self._leading.advance(now_s)
             self._settle(now_s)
-            return
-        written = (self._hard.term, self._hard.vote) == (self.term, self.name) and number >= self._hard_number
-        if self.role == CANDIDATE and written:
+        elif self.role == CANDIDATE and self._out.holds(self.term, self.name):
             self._count(self.name, True, now_s)
 
     # time
 
     def timeout(self, now_s: float) -> None:
         """Whatever is due; an early call does nothing."""
-        for number in [number for number, (_, until_s) in self._asked.items() if now_s >= until_s]:
-            self._failed_reads += self._asked.pop(number)[0]
+        self._questions.expire(now_s)
         if self._leading is not None:
             self._leading.timeout(now_s)
             self._settle(now_s)
@@ -353,13 +284,13 @@ class Raft:
         """Be a follower in ``term``."""
         assert term >= self.term
         if self._leading is not None:
-            self._failed_reads += self._leading.give_up()
-            self._confirmed.extend(self._leading.confirmed)
+            self._questions.confirm(self._leading.take_confirmed())
+            self._questions.fail(self._leading.give_up())
             self._leading = None
         if term > self.term:
             self.term, self._vote = term, None
             self._incoming = None
-        self._forget_questions()
+        self._questions.forget()
         changed = self.role != FOLLOWER
         self.role, self.leader, self.quiet = FOLLOWER, leader, False
         if changed:
@@ -368,21 +299,13 @@ class Raft:
         elif self._election_s == math.inf:
             self._arm(now_s)
 
-    def _forget_questions(self) -> None:
-        """Who was asked for a read index does not lead any more."""
-        self._failed_reads += self._new_reads
-        for contexts, _ in self._asked.values():
-            self._failed_reads += contexts
-        self._new_reads = []
-        self._asked.clear()
-
     def _settle(self, now_s: float) -> None:
         if self._leading is not None and self._leading.over:
             self._follow(self.term, None, now_s)
 
     def _stand(self, now_s: float, *, transfer: bool = False) -> None:
         """Ask who would vote for this replica; with the leader's blessing, ask for the vote at once."""
-        self._forget_questions()
+        self._questions.forget()
         self.leader, self.quiet, self._votes = None, False, {}
         if transfer:
             self._run(now_s, transfer=True)
@@ -390,7 +313,7 @@ class Raft:
         self._draw_patience()
         self._arm(now_s)
         self.role = PRECANDIDATE
-        self._solicit(Vote(self.term + 1, self.log.last, pre=True), self._messages)
+        self._solicit(Vote(self.term + 1, self.log.last, pre=True), self._out.messages)
         self._count(self.name, True, now_s)
 
     def _run(self, now_s: float, *, transfer: bool = False) -> None:
@@ -399,7 +322,7 @@ class Raft:
         self.role, self._votes, self._incoming = CANDIDATE, {}, None
         self._draw_patience()
         self._arm(now_s)
-        self._solicit(Vote(self.term, self.log.last, transfer=transfer), self._messages_synced)
+        self._solicit(Vote(self.term, self.log.last, transfer=transfer), self._out.messages_synced)
 
     def _solicit(self, vote: Vote, messages: list[tuple[str, Message]]) -> None:
         voters = filter(self.configuration.is_voter, self.configuration.members)
@@ -420,12 +343,6 @@ class Raft:
         self.role, self.leader = LEADER, self.name
         self._election_s = math.inf
         self._leading = Leadership(self.name, self.term, self.log, self._storage, self._tunables, self._send, now_s)
-
-    def _send(self, to: str, message: Message) -> None:
-        self._messages.append((to, message))
-
-    def _send_synced(self, to: str, message: Message) -> None:
-        self._messages_synced.append((to, message))
 
     # messages
 
@@ -581,7 +498,7 @@ class Raft:
         wanted = self._incoming[1]
         if chunk.number == wanted:
             wanted += 1
-            self._chunks.append(chunk)
+            self._out.chunks.append(chunk)
             self._incoming = (identity, wanted)
             if chunk.done:
                 log.install(chunk.point, chunk.configuration)
@@ -597,23 +514,11 @@ class Raft:
 
     # reads of a follower
 
-    def _ask_leader(self, now_s: float) -> None:
-        if self._new_reads:
-            assert self.leader is not None
-            self._asked_number += 1
-            self._asked[self._asked_number] = (self._new_reads, now_s + self._tunables.election_timeout_s)
-            self._send(self.leader, ReadRequest(self.term, self._asked_number))
-            self._new_reads = []
-
     def _on_read_request(self, source: str, message: ReadRequest, now_s: float) -> None:
         self._send(source, ReadReply(self.term, message.number, None))
 
     def _on_read_reply(self, source: str, message: ReadReply, now_s: float) -> None:
-        contexts, _ = self._asked.pop(message.number, ([], 0.0))
-        if message.index is None:
-            self._failed_reads += contexts
-        else:
-            self._confirmed.extend((context, message.index) for context in contexts)
+        self._questions.answered(message.number, message.index)
 
     _HANDLERS: Final[dict[type, Callable[[Raft, str, Any, float], None]]] = {
         VoteReply: _on_vote_reply,

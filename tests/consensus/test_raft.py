@@ -45,7 +45,7 @@ from gostore.consensus.messages import (
     Vote,
     VoteReply,
 )
-from gostore.consensus.raft import COMMIT_HINT_ENTRIES
+from gostore.consensus.outbox import COMMIT_HINT_ENTRIES
 from gostore.core.errors import BadRequest, Corrupt, NotOwner, TooLarge, Unavailable
 
 TUNABLES = Tunables(election_timeout_s=1.0, heartbeat_s=0.25, retry_s=0.4, quiet_after_s=100.0)

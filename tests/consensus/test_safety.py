@@ -11,7 +11,7 @@ import math
 import random
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -201,6 +201,8 @@ class Node:
 
     def sync(self, count: int) -> None:
         """The oldest ``count`` Readys reach the medium."""
+        if not self.up:
+            return
         for _ in range(min(count, len(self.waiting))):
             records, ready, compacted = self.waiting.popleft()
             for kind, value in self.unsynced[:records]:
@@ -449,13 +451,13 @@ class World:
         self.count["quiet at the end"] += 1
 
 
-def random_step(world: World) -> None:
+def random_step(world: World, weights: Sequence[float]) -> None:
     """One thing that may happen, drawn from the world's own randomness."""
     rng = world.rng
     node = world.nodes[rng.choice(NAMES)]
     leader = world.leader()
     target = leader if leader is not None and rng.random() < 0.8 else node
-    match rng.choices(STEPS, WEIGHTS)[0]:
+    match rng.choices(STEPS, weights)[0]:
         case "deliver" if world.flying:
             for _ in range(rng.randrange(1, 5)):
                 if world.flying:
@@ -495,6 +497,21 @@ def random_step(world: World) -> None:
         case "wake" if node.up:
             node.raft.wake(world.now_s, leader_suspected=rng.random() < 0.5)
             node.work()
+        case "coup" if node.up:
+            world.count["coups"] += 1
+            for other in world.nodes.values():
+                if other.up:
+                    other.raft.wake(world.now_s, leader_suspected=True)
+            node.raft.campaign(world.now_s)
+            node.work()
+            # Its messages and the answers are the quick ones, for a while.
+            for _ in range(rng.randrange(4, 40)):
+                node.sync(len(node.waiting))
+                places = [at for at, flying in enumerate(world.flying) if node.name in flying[:2]]
+                if places:
+                    world.deliver(rng.choice(places[-6:]))
+                if rng.random() < 0.5:
+                    world.nodes[rng.choice(NAMES)].sync(1)
         case "cut":
             if rng.random() < 0.3:
                 world.cut = {(rng.choice(NAMES), rng.choice(NAMES)): True}
@@ -510,9 +527,11 @@ def random_step(world: World) -> None:
 
 STEPS = (
     "deliver", "lose", "time", "sync", "propose", "read", "compact", "crash", "start", "change", "transfer",
-    "campaign", "wake", "cut", "mend", "calm",
+    "campaign", "wake", "coup", "cut", "mend", "calm",
 )  # fmt: skip
-WEIGHTS = (50, 3, 14, 20, 10, 8, 1.5, 1, 6, 3, 0.7, 0.5, 1, 0.5, 2, 0.15)
+BUSY = (50, 3, 14, 20, 10, 8, 1.5, 1, 6, 3, 0.7, 0.5, 1, 0, 0.5, 2, 0.15)
+STORMY = (45, 6, 10, 15, 8, 3, 0.5, 2, 8, 0.4, 1, 2, 2, 6, 2, 2, 0.05)
+"""One leader deposes the other, and logs fork."""
 
 
 def random_change(world: World, target: Node) -> None:
@@ -544,8 +563,9 @@ def run(seed: int, steps: int) -> Counter[str]:
     first = world.nodes["n1"]
     first.raft.campaign(world.now_s)
     first.work()
+    weights = STORMY if seed % 2 else BUSY
     for _ in range(steps):
-        random_step(world)
+        random_step(world, weights)
     world.check_progress()
     return world.count
 
