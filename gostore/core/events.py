@@ -116,6 +116,37 @@ SCHEMA: Final[dict[str, tuple[str, str, dict[str, tuple[str, str]]]]] = {
         "A write or sync failed; the node stops.",
         {"what": ("word", "which file"), "error": ("text", "what the system said")},
     ),
+    # consensus
+    "raft_leader": (
+        "cls",
+        "The node has won an election of a group.",
+        {
+            "group": ("name", "of the group"),
+            "term": ("number", "in which it leads; there is one leader in a term at most"),
+            "leader": ("node", "the node itself"),
+        },
+    ),
+    "raft_snapshot": (
+        "cls",
+        "The node has installed a snapshot of a group's state that the leader sent.",
+        {
+            "group": ("name", "of the group"),
+            "index": ("number", "of the last entry in it"),
+            "term": ("number", "of that entry"),
+            "bytes": ("bytes", "of the state"),
+        },
+    ),
+    "raft_configuration": (
+        "cls",
+        "The leader of a group has committed who its members are.",
+        {
+            "group": ("name", "of the group"),
+            "index": ("number", "of the entry"),
+            "voters": ("nodes", "who decide"),
+            "learners": ("nodes", "who only follow"),
+            "outgoing": ("nodes", "who still decide too, until the change is complete"),
+        },
+    ),
     # db
     "commit": (
         "db",

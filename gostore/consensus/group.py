@@ -1,0 +1,437 @@
+"""One group at one node: what is asked of it, and what its core's work means to those who wait. See :mod:`.groups`.
+
+    group = groups.open(number, "shard 3", machine)   # replays what is there
+    group.begin(("n1", "n2", "n3"))                   # its founders; () where it is told by the leader; later: nothing
+    group.campaign()                                  # at the first of the founders
+    outcome = await group.propose(payload, deadline_s)
+    await group.read_barrier(deadline_s)              # then this node's machine may be read, linearizably
+    await group.change(voters, learners, deadline_s)
+    group.on_change = ...                             # role, term, leader, configuration, or it begins to serve
+
+Deadlines are loop times. ``NotOwner`` (``details["owner"]``: the leader, or None) is definite, ``Unavailable`` is
+unless it says otherwise, ``Timeout`` is indefinite: what was proposed may still be applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from gostore.consensus.configuration import Configuration
+from gostore.consensus.journal import Journal
+from gostore.consensus.messages import COMMAND, CONFIGURATION, NOOP, Entry, Message, Point, Vote
+from gostore.consensus.pieces import fragments
+from gostore.consensus.raft import Raft
+from gostore.consensus.ready import FOLLOWER, LEADER, HardState, ReadState, Ready, Snapshot, Status
+from gostore.core.errors import GoStoreError, NotOwner, Timeout, Unavailable
+
+if TYPE_CHECKING:
+    from gostore.consensus.groups import Groups
+
+PROPOSALS_MAX: Final = 4096
+"""Commands of one group that may wait for their commit at one node; more are refused as unavailable."""
+
+
+class StateMachine(Protocol):
+    """What the log is for. All are synchronous: nothing else runs meanwhile."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what a snapshot weighs."""
+        ...
+
+    def apply(self, index: int, payload: bytes) -> Any:
+        """Execute a committed entry; returns the outcome for whoever proposed it. An exception stops the node."""
+        ...
+
+    def skip(self, index: int) -> None:
+        """A committed entry of the group's own."""
+        ...
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The state of this moment, in pieces of any size, whatever is applied meanwhile."""
+        ...
+
+    def restore(self, pieces: list[bytes]) -> None:
+        """Become the state of a snapshot; an empty list means the initial state."""
+        ...
+
+
+class Group:
+    """Made by :meth:`Groups.open`. ``applied``: the index up to which the machine is. ``on_change``: see the module."""
+
+    def __init__(self, groups: Groups, number: int, name: str, machine: StateMachine) -> None:
+        self.number = number
+        self.name = name
+        self.machine = machine
+        self.on_change: Callable[[], None] = lambda: None
+        self.journal = Journal(groups.wal, number)
+        self.applied = self.journal.start.index
+        self.armed_s = float("inf")
+        """When the driver's timer will look at it."""
+        self.raft: Raft | None = None
+        self._groups = groups
+        self._env = groups.env
+        self._served = 0  # the latest term in which this node began to serve
+        self._waiters: dict[int, tuple[int, asyncio.Future[Any]]] = {}
+        self._reads: dict[int, asyncio.Future[None]] = {}
+        self._read_number = 0
+        self._changed = asyncio.Event()
+        self._compacting = False
+        self._installing_term = 0
+        self.snapshots_installed = 0
+        if state := self.journal.take_state():
+            machine.restore(state)
+        if not self.journal.empty:
+            self._start()
+
+    def __repr__(self) -> str:
+        return f"<Group {self.number} {self.name!r} {self.status}>"
+
+    def _start(self) -> None:
+        self.raft = Raft(
+            self._env.name, self.journal.restored(), self, self._groups.tunables, self._env.rng, self._now_s()
+        )
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # what there is
+
+    @property
+    def begun(self) -> bool:
+        """It takes part; until :meth:`begin` a new one does not."""
+        return self.raft is not None
+
+    @property
+    def status(self) -> Status:
+        return Status(FOLLOWER, 0, None) if self.raft is None else self.raft.status
+
+    @property
+    def leader(self) -> str | None:
+        return self.status.leader
+
+    @property
+    def serves(self) -> bool:
+        """It leads, and everything that may have been acknowledged before is applied."""
+        return self.raft is not None and self.raft.role == LEADER and self._served == self.raft.term
+
+    @property
+    def configuration(self) -> Configuration:
+        """In force here: the latest in the log, committed or not."""
+        return Configuration() if self.raft is None else self.raft.configuration
+
+    @property
+    def settled(self) -> bool:
+        """The configuration in force is committed, and no change of it is under way."""
+        raft = self.raft
+        return raft is not None and raft.log.configuration_index <= self.applied and not raft.configuration.joint
+
+    @property
+    def committed(self) -> int:
+        return 0 if self.raft is None else self.raft.log.committed
+
+    @property
+    def last(self) -> Point:
+        return self.journal.start if self.raft is None else self.raft.log.last
+
+    def caught_up(self, name: str) -> bool:
+        """Whether a learner may become a voter; false when this node does not lead."""
+        return self.raft is not None and self.raft.caught_up(name)
+
+    def statistics(self) -> dict[str, Any]:
+        """For views: as :meth:`Raft.statistics`, and ``snapshot``: the index of the latest one."""
+        found = {} if self.raft is None else self.raft.statistics()
+        return {**found, "applied": self.applied, "snapshot": self.journal.start.index}
+
+    # what is asked of it
+
+    def begin(self, founders: Sequence[str]) -> None:
+        """Take part. ``founders``: the first voters of the group, if this node is one of them; otherwise nobody.
+
+        Every founder must be given the same ones, and nobody who lost its log may be given any. A second call, or one
+        for a group that has a log, does nothing.
+        """
+        if self.raft is None and self.journal.empty:
+            self.journal.found(Configuration(tuple(founders)))
+            self._start()
+            self._groups.mark(self)
+
+    def _core(self) -> Raft:
+        if self.raft is None:
+            raise NotOwner(f"{self.name}: {self._env.name} does not take part yet", owner=None)
+        return self.raft
+
+    async def propose(self, payload: bytes, deadline_s: float) -> Any:
+        """Commit and apply one command; returns its outcome. Raises as the module says, and ``TooLarge``."""
+        raft = self._core()
+        if len(self._waiters) >= PROPOSALS_MAX:
+            raise Unavailable(f"{self.name}: {PROPOSALS_MAX} commands wait for their commit: try again later")
+        point = raft.propose((payload,), self._now_s())
+        future = asyncio.get_running_loop().create_future()
+        self._waiters[point.index] = (point.term, future)
+        self._groups.mark(self)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await future
+        except TimeoutError:
+            raise Timeout(
+                f"{self.name}: entry {point.index} was not committed in time by {self.configuration}: it may still be; "
+                "repeat it with its request id"
+            ) from None
+        finally:
+            if self._waiters.get(point.index, (0, None))[1] is future:
+                del self._waiters[point.index]
+
+    async def read_barrier(self, deadline_s: float) -> None:
+        """Return when this node's machine may be read; at a follower too. All errors are definite."""
+        self._read_number += 1
+        number = self._read_number
+        self._core().read(number, self._now_s())
+        future = self._reads[number] = asyncio.get_running_loop().create_future()
+        self._groups.mark(self)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await future
+        except TimeoutError:
+            raise Unavailable(
+                f"{self.name}: no quorum of {self.configuration} confirmed in time that {self.leader} leads: try again"
+            ) from None
+        finally:
+            self._reads.pop(number, None)
+
+    async def change(self, voters: Sequence[str], learners: Sequence[str], deadline_s: float) -> None:
+        """Change the members; returns when that is committed. See :meth:`Raft.change` for what is refused.
+
+        Raises ``Timeout`` (indefinite) when it is not committed in time, or this node leads no longer.
+        """
+        raft = self._core()
+        point = raft.change(voters, learners, self._now_s())
+        self._groups.mark(self)
+        while not (self.settled and self.applied >= point.index):
+            if raft is not self.raft or raft.role != LEADER or raft.term != point.term:
+                raise Timeout(f"{self.name}: {self._env.name} leads no longer: the change may still be committed")
+            await self.wait_changed(deadline_s)
+
+    async def wait_changed(self, deadline_s: float) -> None:
+        """Until ``on_change`` is called the next time. Raises ``Timeout``."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._changed.wait()
+        except TimeoutError:
+            raise Timeout(f"{self.name}: nothing has changed in time; it is {self.status}") from None
+
+    def transfer(self, to: str | None = None) -> str:
+        """Begin to hand the lead over; returns to whom. Raises as :meth:`Raft.transfer`; ``on_change`` tells more."""
+        successor = self._core().transfer(to, self._now_s())
+        self._groups.mark(self)
+        return successor
+
+    def campaign(self) -> bool:
+        """Stand now. False when this node leads already, or has no vote."""
+        if self.raft is None or not self.raft.campaign(self._now_s()):
+            return False
+        self._groups.mark(self)
+        return True
+
+    def wake(self, suspected: str) -> None:
+        """A member is suspected: if it is the leader, look for another one."""
+        if self.raft is not None and self.raft.leader == suspected and self.raft.role == FOLLOWER:
+            self.raft.wake(self._now_s(), leader_suspected=True)
+            self._groups.mark(self)
+
+    async def clear(self) -> None:
+        """Forget the log and the state: a committed configuration is without this node. Durable at return.
+
+        What is kept is the term, one higher, so that nobody takes an answer of before for one of after, and the *tomb*,
+        the last point of the log: as long as this node holds less than that, it grants no votes. For a replica that
+        lags behind its removal may still count them.
+        """
+        raft = self._core()
+        assert self.settled, f"{self.configuration} is not committed"
+        assert self._env.name not in self.configuration.members, f"a member of {self.configuration}"
+        tomb = max(raft.log.last, self.journal.tomb, key=lambda point: (point.term, point.index))
+        self.raft = None  # messages are dropped meanwhile, and what waits for the medium is not reported
+        self.journal.clear(HardState(raft.term + 1, None, 0), tomb)
+        position = self.journal.take_drop()
+        self.machine.restore([])
+        self.applied = 0
+        self.fail("this node is no longer a member")
+        await self._groups.wal.sync()
+        self.journal.drop(position)
+        self._start()
+        self._groups.mark(self)
+        self._notify()
+
+    # Storage, for the core
+
+    def entries(self, first: int, last: int) -> Iterator[Entry]:
+        return self.journal.entries(first, last)
+
+    def snapshot(self) -> Snapshot | None:
+        point, configuration = self._here()
+        return Snapshot(point, configuration, fragments(self.machine.snapshot()))
+
+    def _here(self) -> tuple[Point, Configuration]:
+        """What has been applied, and the configuration there."""
+        assert self.raft is not None
+        term = self.raft.log.term(self.applied)
+        assert term is not None, f"entry {self.applied} is not in the log"
+        return Point(self.applied, term), self.raft.configuration_at(self.applied)
+
+    # what the driver does
+
+    def receive(self, source: str, message: Message) -> None:
+        """Raises ``Corrupt`` as :meth:`Raft.receive`."""
+        raft = self.raft
+        if raft is None or (isinstance(message, Vote) and self._is_buried(raft)):
+            return
+        raft.receive(source, message, self._now_s())
+        self._groups.mark(self)
+
+    def _is_buried(self, raft: Raft) -> bool:
+        tomb, last = self.journal.tomb, raft.log.last
+        return (last.term, last.index) < (tomb.term, tomb.index)
+
+    def write(self, ready: Ready) -> None:
+        """What must be on the medium, in its order."""
+        journal = self.journal
+        if ready.hard_state is not None:
+            journal.write_hard(ready.hard_state)
+        for chunk in ready.chunks:
+            if chunk.number == 0:
+                self._installing_term = chunk.term
+                journal.begin_installation(chunk.point, chunk.configuration)
+            if chunk.done:
+                self._install(chunk.point)
+            else:
+                journal.add_part(chunk.data)
+        if ready.truncate_from is not None:
+            journal.truncate(ready.truncate_from)
+        for entry in ready.entries:
+            journal.append(entry)
+
+    def _install(self, point: Point) -> None:
+        pieces = self.journal.end_installation()
+        self.machine.restore(pieces)
+        self.applied = point.index
+        self.snapshots_installed += 1
+        self._fail_waiters("the log was replaced by a snapshot", upto=point.index)
+        self._env.events.publish(
+            "raft_snapshot", group=self.name, index=point.index, term=point.term, bytes=sum(map(len, pieces))
+        )
+
+    def apply(self, ready: Ready) -> None:
+        """What is committed, and what may be read; then whoever watches is told of a change."""
+        changed = ready.status is not None or bool(ready.chunks and ready.chunks[-1].done)
+        for entry in ready.committed:
+            outcome = None
+            if entry.kind == COMMAND:
+                outcome = self.machine.apply(entry.index, entry.payload)
+            else:
+                self.machine.skip(entry.index)
+            self.applied = entry.index
+            if entry.kind != COMMAND:
+                changed = self._applied_own(entry) or changed
+            if entry.index in self._waiters:
+                self._resolve(entry, outcome)
+        for read in ready.reads:
+            self._answer(read)
+        if ready.status is not None and ready.status.role == LEADER:
+            self._env.events.publish("raft_leader", group=self.name, term=ready.status.term, leader=self._env.name)
+        if self.raft is not None and self.raft.term > self._installing_term:
+            self.journal.give_up_installation()  # the core has forgotten how far it was
+        if changed:
+            self._notify()
+        if ready.committed:
+            self._consider_compaction()
+
+    def _applied_own(self, entry: Entry) -> bool:
+        """An entry of the group's own; whether that is a change."""
+        raft = self.raft
+        assert raft is not None
+        leads = raft.role == LEADER
+        if entry.kind == NOOP:
+            self._served = entry.term
+            return leads and entry.term == raft.term
+        if entry.kind == CONFIGURATION and leads:
+            made = Configuration.unpack(entry.payload)
+            self._env.events.publish(
+                "raft_configuration", group=self.name, index=entry.index, voters=list(made.voters),
+                learners=list(made.learners), outgoing=list(made.outgoing),
+            )  # fmt: skip
+        return True
+
+    def _resolve(self, entry: Entry, outcome: Any) -> None:
+        term, future = self._waiters.pop(entry.index)
+        if future.done():
+            return
+        if term == entry.term:
+            future.set_result(outcome)
+        else:
+            future.set_exception(
+                NotOwner(f"{self.name}: entry {entry.index} was lost with the lead: ask again", owner=self.leader)
+            )
+
+    def _answer(self, read: ReadState) -> None:
+        future = self._reads.pop(read.context, None)
+        if future is None or future.done():
+            return
+        if read.index is not None:
+            future.set_result(None)
+        else:
+            future.set_exception(NotOwner(f"{self.name}: the lead has changed: ask again", owner=self.leader))
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        self.on_change()
+
+    def fail(self, why: str) -> None:
+        """Whoever waits here waits in vain."""
+        self._fail_waiters(why)
+        for future in self._reads.values():
+            if not future.done():
+                future.set_exception(Unavailable(f"{self.name}: {why}"))
+
+    def _fail_waiters(self, why: str, upto: int | None = None) -> None:
+        for index in [index for index in self._waiters if upto is None or index <= upto]:
+            _, future = self._waiters.pop(index)
+            if not future.done():
+                future.set_exception(Unavailable(f"{self.name}: {why}: it may have happened", definite=False))
+
+    # compaction
+
+    def _consider_compaction(self) -> None:
+        journal, compaction = self.journal, self._groups.compaction
+        state = self.machine.size_bytes
+        due = journal.size_since_snapshot > max(compaction.size_bytes, state) or (
+            journal.entries_since_snapshot > compaction.entries and journal.size_since_snapshot > state // 4
+        )
+        if due and not self._compacting and self.applied > journal.start.index:
+            self._compacting = True
+            self._env.tasks.start(self._compact(), name=f"raft-compact-{self.number}")
+
+    async def _compact(self) -> None:
+        """Write the applied state as a snapshot, and let go of the log before it."""
+        journal, wal = self.journal, self._groups.wal
+        try:
+            if self.raft is None:
+                return
+            raft, pieces = self.raft, fragments(self.machine.snapshot())
+            compaction = journal.begin_compaction(*self._here())
+            for piece in pieces:
+                journal.add_piece(piece)
+                await wal.sync()
+                if not journal.is_open(compaction):
+                    return
+            position = journal.end_compaction()
+            await wal.sync()
+            journal.drop(position)
+            if self.raft is raft and raft.log.start.index < compaction.tail:
+                raft.compact(max(compaction.tail - 1, raft.log.start.index))
+        except GoStoreError as error:
+            self._env.log.warning("%s: its snapshot was given up: %s", self.name, error)
+        finally:
+            self._compacting = False

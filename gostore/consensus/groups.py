@@ -1,0 +1,325 @@
+"""The driver of all consensus groups of a node.
+
+Theory of operation
+===================
+
+What comes in (messages, proposals, time) changes cores and marks their groups. Once per turn of the loop the marked
+groups are worked on: what their cores hand out is written into the node's log and applied, and what they send is
+gathered, so that a turn makes *one message per peer*, whatever groups it is for.
+
+*One sync for all.* A single task waits for the medium. While one sync is under way, everything that is written by any
+group gathers for the next one, and what may only be said when it is durable waits with it (the rules are those of
+:class:`.ready.Ready`). So the number of syncs depends on the speed of the disk, and not on the number of groups.
+
+*One timer.* All deadlines stand in one heap. A deadline that has moved away is noticed when the old one comes, which is
+far cheaper than moving it with every message; quiet groups have none.
+
+*Back-pressure.* When too much waits for the medium, no more work is taken from the cores until it is synced. They
+bound what they take in.
+
+A write or sync that fails, a machine that cannot apply what is committed, and a core that meets what no correct group
+can produce (a log was lost) stop the node: ``env.fatal``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Iterable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gostore.comm.endpoint import Endpoint
+from gostore.comm.service import Call, current_call, remote, service
+from gostore.consensus.group import Group, StateMachine
+from gostore.consensus.messages import Append, Chunk, Message, message_from_wire, size_of
+from gostore.consensus.raft import Raft
+from gostore.consensus.ready import Ready
+from gostore.consensus.tunables import Tunables
+from gostore.core.errors import Corrupt, GoStoreError
+from gostore.core.events import EventId, current_cause
+from gostore.env import Env
+from gostore.storage.wal import Wal
+
+BATCH_SIZE_BYTES_MAX: Final = 1024 * 1024
+"""Of what is gathered for one peer; more goes in several messages. Well below the largest message of comm."""
+
+UNSYNCED_SIZE_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Written and not synced; above this the cores wait. Well below what the node's log buffers."""
+
+MESSAGE_OVERHEAD_BYTES: Final = 64
+ENTRY_OVERHEAD_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """When a group writes its state as a snapshot, and drops its log.
+
+    ``size_bytes`` of entries since the last one, and more than the state weighs: then at most as many bytes go into
+    snapshots as into entries. Or so many ``entries``, which bounds the replay after a restart, if they weigh a quarter
+    of the state.
+    """
+
+    size_bytes: int = 4 * 1024 * 1024
+    entries: int = 20_000
+
+
+@dataclass(slots=True)
+class _Unsynced:
+    """What is to be done when a Ready is on the medium."""
+
+    group: Group
+    raft: Raft
+    ready: Ready
+    drop_to: int
+    cause: EventId | None
+
+
+@dataclass(slots=True)
+class _Batch:
+    cause: EventId | None
+    items: list[Any]
+    size: int
+
+
+@service("raft")
+class Groups:
+    """See the module. Register it at the endpoint; :meth:`open` the groups; :meth:`start` when the endpoint runs."""
+
+    def __init__(
+        self, env: Env, endpoint: Endpoint, wal: Wal, tunables: Tunables, compaction: Compaction | None = None
+    ) -> None:
+        self.env = env
+        self.wal = wal
+        self.tunables = tunables
+        self.compaction = compaction or Compaction()
+        self._endpoint = endpoint
+        self._groups: dict[int, Group] = {}
+        self._running = False
+        self._marked: dict[Group, None] = {}
+        self._scheduled = False
+        self._batches: dict[str, _Batch] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsynced: list[_Unsynced] = []
+        self._unsynced_size = 0
+        self._written = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._statistics = dict.fromkeys(("turns", "casts", "messages", "syncs"), 0)
+
+    def open(self, number: int, name: str, machine: StateMachine) -> Group:
+        """The group whose records are those of group ``number`` in the node's log; what is there is replayed.
+
+        ``number`` is the same on all nodes. The machine is in its initial state. Raises ``Corrupt``, ``NotSupported``.
+        """
+        assert number not in self._groups, f"group {number} is open"
+        group = self._groups[number] = Group(self, number, name, machine)
+        self.mark(group)
+        return group
+
+    async def start(self) -> None:
+        """Take part: messages are dropped before."""
+        self._running = True
+        self.env.tasks.start(self._sync_forever(), name="raft-sync")
+        self._schedule()
+
+    async def stop(self) -> None:
+        """Take part no longer; whoever waits gets an error. A second call does nothing."""
+        self._end("this node is stopping")
+
+    def _end(self, why: str) -> None:
+        if not self._running:
+            return
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for group in self._groups.values():
+            group.fail(why)
+
+    def wake(self, suspected: str) -> None:
+        """A member is suspected: the groups that it leads look for another leader."""
+        for group in self._groups.values():
+            group.wake(suspected)
+
+    def statistics(self) -> dict[str, int]:
+        """Since the start: turns, casts (one per peer and turn), messages in them, syncs; and groups, quiet ones."""
+        quiet = sum(group.raft is not None and group.raft.deadline_s == math.inf for group in self._groups.values())
+        return {**self._statistics, "groups": len(self._groups), "quiet": quiet}
+
+    @remote
+    def messages(self, call: Call, items: list[Any]) -> None:
+        """What a peer's groups say to those here: [[number of the group, message], ...]."""
+        if not self._running:
+            return
+        for item in items:
+            try:
+                number, wire = item
+                group, message = self._groups.get(number), message_from_wire(wire)
+            except (ValueError, TypeError) as error:
+                self.env.log.warning("%s sends what is no message of a group: %s", call.source, error)
+                continue
+            if group is None:
+                continue
+            try:
+                group.receive(call.source, message)
+            except Corrupt as error:
+                self._fatal(f"{group.name}: {error.message}")
+                return
+
+    # a turn
+
+    def mark(self, group: Group) -> None:
+        """There may be work in this group."""
+        self._marked[group] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._scheduled or not self._running:
+            return
+        self._scheduled = True
+        context = copy_context()
+        context.run(current_call.set, None)  # what is done for all is not done in the time of one caller
+        self._loop.call_soon(self._turn, context=context)
+
+    def _turn(self) -> None:
+        """Work on all that is marked, and send what there is to say."""
+        self._scheduled = False
+        self._statistics["turns"] += 1
+        while self._running and self._marked and self._unsynced_size <= UNSYNCED_SIZE_BYTES_MAX:
+            group = next(iter(self._marked))
+            del self._marked[group]
+            try:
+                self._work(group)
+            except Exception as error:
+                self._fatal(f"{group.name} cannot go on: {type(error).__name__}: {error}")
+                if not isinstance(error, GoStoreError):
+                    raise
+        for to in list(self._batches):
+            self._cast(to)
+        self._set_timer()
+
+    def _work(self, group: Group) -> None:
+        while (raft := group.raft) is not None and (ready := raft.ready(self._loop.time())) is not None:
+            self._gather(group, ready.messages)
+            group.write(ready)
+            group.apply(ready)
+            if not ready.must_sync:
+                self._gather(group, ready.messages_synced)
+                continue
+            unsynced = _Unsynced(group, raft, ready, group.journal.take_drop(), current_cause.get())
+            self._unsynced.append(unsynced)
+            self._unsynced_size += _weight(ready)
+            self._written.set()
+        self._arm(group)
+
+    def _fatal(self, why: str) -> None:
+        self._end(why)
+        self.env.fatal(why)
+
+    # the medium
+
+    async def _sync_forever(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            while self._unsynced:
+                batch, self._unsynced, self._unsynced_size = self._unsynced, [], 0
+                try:
+                    await self.wal.sync()
+                except GoStoreError as error:
+                    self._fatal(f"the log cannot be synced: {error.message}")
+                    return
+                self._statistics["syncs"] += 1
+                self._synced(batch)
+
+    def _synced(self, batch: list[_Unsynced]) -> None:
+        now_s = self._loop.time()
+        for unsynced in batch:
+            group = unsynced.group
+            if unsynced.drop_to:
+                group.journal.drop(unsynced.drop_to)
+            if unsynced.raft is not group.raft:
+                continue
+            token = current_cause.set(unsynced.cause)
+            self._gather(group, unsynced.ready.messages_synced)
+            current_cause.reset(token)
+            unsynced.raft.persisted(unsynced.ready.number, now_s)
+            self._marked[group] = None
+        self._turn()
+
+    # messages
+
+    def _gather(self, group: Group, messages: Iterable[tuple[str, Message]]) -> None:
+        for to, message in messages:
+            size = _size(message)
+            batch = self._batches.get(to)
+            if batch is not None and batch.size + size > BATCH_SIZE_BYTES_MAX:
+                self._cast(to)
+                batch = None
+            if batch is None:
+                batch = self._batches[to] = _Batch(current_cause.get(), [], 0)
+            batch.items.append([group.number, message.to_wire()])
+            batch.size += size
+
+    def _cast(self, to: str) -> None:
+        batch = self._batches.pop(to)
+        if not self._running:
+            return
+        self._statistics["casts"] += 1
+        self._statistics["messages"] += len(batch.items)
+        token = current_cause.set(batch.cause)
+        try:
+            self._endpoint.cast(to, "raft", "messages", batch.items)
+        except GoStoreError as error:
+            self.env.log.warning("%d messages to %s are not sent: %s", len(batch.items), to, error.message)
+        finally:
+            current_cause.reset(token)
+
+    # time
+
+    def _arm(self, group: Group) -> None:
+        """See that the group is looked at in time. A deadline that has moved away is not followed until then."""
+        if group.raft is not None and group.raft.deadline_s < group.armed_s:
+            group.armed_s = group.raft.deadline_s
+            heapq.heappush(self._deadlines, (group.armed_s, group.number))
+
+    def _set_timer(self) -> None:
+        if not self._running or not self._deadlines:
+            return
+        first_s = self._deadlines[0][0]
+        if self._timer is not None:
+            if self._timer.when() <= first_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(first_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            when_s, number = heapq.heappop(self._deadlines)
+            group = self._groups[number]
+            if group.armed_s != when_s:
+                continue  # an earlier one has taken its place
+            group.armed_s = math.inf
+            if group.raft is not None and group.raft.deadline_s <= now_s:
+                group.raft.timeout(now_s)
+                self._marked[group] = None
+            else:
+                self._arm(group)
+        self._turn()
+
+
+def _size(message: Message) -> int:
+    if isinstance(message, Append):
+        return size_of(message.entries) + ENTRY_OVERHEAD_BYTES * len(message.entries) + MESSAGE_OVERHEAD_BYTES
+    if isinstance(message, Chunk):
+        return len(message.data) + MESSAGE_OVERHEAD_BYTES
+    return MESSAGE_OVERHEAD_BYTES
+
+
+def _weight(ready: Ready) -> int:
+    """About what it takes in the log."""
+    return size_of(ready.entries) + sum(len(chunk.data) for chunk in ready.chunks)
