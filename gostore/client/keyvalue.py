@@ -25,7 +25,7 @@ class RemoteKeyValue:
         return reply.value
 
     async def create_container(
-        self, name: str, *, separator: str | None = None, replication: str = "primary_backup"
+        self, name: str, *, separator: str | None = None, replication: str | None = None
     ) -> None:
         await self._ask("create_container", name, {"separator": separator, "replication": replication})
 

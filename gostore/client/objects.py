@@ -109,7 +109,7 @@ class DbHandle(SyncTwins):
     # containers
 
     async def create_container(
-        self, name: str, *, separator: str | None = None, replication: str = "primary_backup"
+        self, name: str, *, separator: str | None = None, replication: str | None = None
     ) -> None:
         """Make a container; one that is there with the same options is fine, else :class:`AlreadyExists`.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gostore.consensus.configuration import Configuration
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 
 PROPOSALS_MAX: Final = 4096
 """Commands of one group that may wait for their commit at one node; more are refused as unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """When a group writes its state as a snapshot, and drops its log.
+
+    ``size_bytes`` of entries since the last one, and more than the state weighs: then at most as many bytes go into
+    snapshots as into entries. Or so many ``entries``, which bounds the replay after a restart, if they weigh a quarter
+    of the state.
+    """
+
+    size_bytes: int = 4 * 1024 * 1024
+    entries: int = 20_000
 
 
 class StateMachine(Protocol):
@@ -61,7 +75,7 @@ class StateMachine(Protocol):
 class Group:
     """Made by :meth:`Groups.open`. ``applied``: the index up to which the machine is. ``on_change``: see the module."""
 
-    def __init__(self, groups: Groups, number: int, name: str, machine: StateMachine) -> None:
+    def __init__(self, groups: Groups, number: int, name: str, machine: StateMachine, compaction: Compaction) -> None:
         self.number = number
         self.name = name
         self.machine = machine
@@ -73,6 +87,7 @@ class Group:
         self.raft: Raft | None = None
         self._groups = groups
         self._env = groups.env
+        self._compaction = compaction
         self._served = 0  # the latest term in which this node began to serve
         self._waiters: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
@@ -241,16 +256,20 @@ class Group:
             self.raft.wake(self._now_s(), leader_suspected=True)
             self._groups.mark(self)
 
+    def stir(self) -> None:
+        """If it is quiet: look whether the leader still lives."""
+        if self.raft is not None and self.raft.quiet:
+            self.raft.wake(self._now_s())
+            self._groups.mark(self)
+
     async def clear(self) -> None:
-        """Forget the log and the state: a committed configuration is without this node. Durable at return.
+        """Forget the log and the state, as a committed configuration is without this node. Durable at return.
 
         What is kept is the term, one higher, so that nobody takes an answer of before for one of after, and the *tomb*,
         the last point of the log: as long as this node holds less than that, it grants no votes. For a replica that
         lags behind its removal may still count them.
         """
         raft = self._core()
-        assert self.settled, f"{self.configuration} is not committed"
-        assert self._env.name not in self.configuration.members, f"a member of {self.configuration}"
         tomb = max(raft.log.last, self.journal.tomb, key=lambda point: (point.term, point.index))
         self.raft = None  # messages are dropped meanwhile, and what waits for the medium is not reported
         self.journal.clear(HardState(raft.term + 1, None, 0), tomb)
@@ -404,7 +423,7 @@ class Group:
     # compaction
 
     def _consider_compaction(self) -> None:
-        journal, compaction = self.journal, self._groups.compaction
+        journal, compaction = self.journal, self._compaction
         state = self.machine.size_bytes
         due = journal.size_since_snapshot > max(compaction.size_bytes, state) or (
             journal.entries_since_snapshot > compaction.entries and journal.size_since_snapshot > state // 4

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from gostore.comm.endpoint import Endpoint
 from gostore.comm.service import Call, current_call, remote, service
-from gostore.consensus.group import Group, StateMachine
+from gostore.consensus.group import Compaction, Group, StateMachine
 from gostore.consensus.messages import Append, Chunk, Message, message_from_wire, size_of
 from gostore.consensus.raft import Raft
 from gostore.consensus.ready import Ready
@@ -52,18 +52,7 @@ UNSYNCED_SIZE_BYTES_MAX: Final = 16 * 1024 * 1024
 MESSAGE_OVERHEAD_BYTES: Final = 64
 ENTRY_OVERHEAD_BYTES: Final = 16
 
-
-@dataclass(frozen=True, slots=True)
-class Compaction:
-    """When a group writes its state as a snapshot, and drops its log.
-
-    ``size_bytes`` of entries since the last one, and more than the state weighs: then at most as many bytes go into
-    snapshots as into entries. Or so many ``entries``, which bounds the replay after a restart, if they weigh a quarter
-    of the state.
-    """
-
-    size_bytes: int = 4 * 1024 * 1024
-    entries: int = 20_000
+__all__ = ["Compaction", "Groups"]
 
 
 @dataclass(slots=True)
@@ -88,13 +77,10 @@ class _Batch:
 class Groups:
     """See the module. Register it at the endpoint; :meth:`open` the groups; :meth:`start` when the endpoint runs."""
 
-    def __init__(
-        self, env: Env, endpoint: Endpoint, wal: Wal, tunables: Tunables, compaction: Compaction | None = None
-    ) -> None:
+    def __init__(self, env: Env, endpoint: Endpoint, wal: Wal, tunables: Tunables) -> None:
         self.env = env
         self.wal = wal
         self.tunables = tunables
-        self.compaction = compaction or Compaction()
         self._endpoint = endpoint
         self._groups: dict[int, Group] = {}
         self._running = False
@@ -109,13 +95,13 @@ class Groups:
         self._loop = asyncio.get_running_loop()
         self._statistics = dict.fromkeys(("turns", "casts", "messages", "syncs"), 0)
 
-    def open(self, number: int, name: str, machine: StateMachine) -> Group:
+    def open(self, number: int, name: str, machine: StateMachine, compaction: Compaction | None = None) -> Group:
         """The group whose records are those of group ``number`` in the node's log; what is there is replayed.
 
         ``number`` is the same on all nodes. The machine is in its initial state. Raises ``Corrupt``, ``NotSupported``.
         """
         assert number not in self._groups, f"group {number} is open"
-        group = self._groups[number] = Group(self, number, name, machine)
+        group = self._groups[number] = Group(self, number, name, machine, compaction or Compaction())
         self.mark(group)
         return group
 

@@ -226,7 +226,7 @@ class KeyValue(Protocol):
     """
 
     async def create_container(
-        self, name: str, *, separator: str | None = None, replication: str = "primary_backup"
+        self, name: str, *, separator: str | None = None, replication: str | None = None
     ) -> None:
         """Idempotent for the same options; ``AlreadyExists`` for others."""
         ...

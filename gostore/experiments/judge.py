@@ -28,7 +28,6 @@ from gostore.core.events import Event
 from gostore.experiments.workload import Workload, describe
 from gostore.faults import Nemesis, Step
 from gostore.node import Node
-from gostore.services.db.entries import COMMAND
 from gostore.services.db.machine import Restorer, unpack_command
 from gostore.services.db.shard import Shard
 from gostore.sim import SimCluster
@@ -177,18 +176,20 @@ def _unequal(nodes: dict[str, Node]) -> Iterator[str]:
 def _digest(shard: Shard, applied: int) -> str:
     """Of the state that a replica is in, or would be in if it took over: after this index of the log.
 
-    A backup that restarted learns with the next write how far its log is committed; it applies nothing before.
+    A backup of ``primary_backup`` that restarted learns with the next write how far its log is committed; it applies
+    nothing before.
     """
-    machine, journal = shard.machine, shard.replication._replica.journal  # type: ignore[attr-defined]
+    machine = shard.machine
     if machine.applied < applied:
         restorer = Restorer(shard.number, machine._value_size_bytes_max)
         for piece in machine.snapshot():
             restorer.add(piece)
         machine = restorer.finish()
-        for index in range(machine.applied + 1, min(applied, journal.last.index) + 1):
-            entry = journal.entry(index)
-            if entry.kind == COMMAND:
-                machine.apply(unpack_command(entry.payload), index)
+        for index, command in shard.replication.unapplied():
+            if index > applied:
+                break
+            if command is not None:
+                machine.apply(unpack_command(command), index)
             else:
                 machine.skip(index)
     return machine.digest()
@@ -215,6 +216,18 @@ def coverage(cluster: SimCluster, nemesis: Nemesis, workload: Workload | None) -
             marks["torn_tails"] = marks.get("torn_tails", 0) + 1
         if event.kind == "repair_done" and event.data["copied"]:
             marks["repairs"] = marks.get("repairs", 0) + 1
-    for kind in ("view", "master", "suspect", "refute", "conflict", "commit", "shard_primary", "shard_synced"):
+    for kind in (
+        "view",
+        "master",
+        "suspect",
+        "refute",
+        "conflict",
+        "commit",
+        "shard_primary",
+        "shard_synced",
+        "raft_leader",
+        "raft_snapshot",
+        "raft_configuration",
+    ):
         marks[kind] = kinds.get(kind, 0)
     return marks | (describe(workload) if workload is not None else {})

@@ -98,11 +98,11 @@ class Cluster:
             env, cluster="test", secret=SECRET, host=node.address, tcp_port=7000, udp_port=7000,
             incarnation=node.incarnation, resolver=Everybody(self.world), config=CommConfig(),
         )  # fmt: skip
-        groups = Groups(env, endpoint, wal, TUNABLES, self.compaction)
+        groups = Groups(env, endpoint, wal, TUNABLES)
         endpoint.register(groups)
         await endpoint.start()
         machines = [Register() for _ in range(self.count)]
-        opened = [groups.open(7 + number, f"group {number}", machine) for number, machine in enumerate(machines)]
+        opened = [groups.open(7 + number, f"group {number}", machine, self.compaction) for number, machine in enumerate(machines)]
         self.groups[node.name], self.machines[node.name], self._of[node.name] = groups, machines, opened
         await groups.start()
         founder = node.name in self.founders

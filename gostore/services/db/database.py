@@ -43,8 +43,6 @@ TRANSACTION_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 CREATE_ATTEMPTS_MAX: Final = 8
 
-POLICIES: Final = ("primary_backup",)
-
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -70,7 +68,7 @@ class Container:
         return cls(name, value["physical"], value["separator"], value["replication"], value["dropping"])
 
 
-_SYSTEM = Container(SYSTEM, SYSTEM, None, POLICIES[0])
+_SYSTEM = Container(SYSTEM, SYSTEM, None, "")
 
 
 class Database:
@@ -91,16 +89,20 @@ class Database:
     # containers
 
     async def create_container(
-        self, name: str, *, separator: str | None = None, replication: str = "primary_backup"
+        self, name: str, *, separator: str | None = None, replication: str | None = None
     ) -> None:
         if not _NAME.fullmatch(name):
             raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
         if separator is not None:
             check_text("separator", separator, 16)
-        if replication not in POLICIES:
-            raise NotSupported(f"replication = {replication!r}: allowed are {', '.join(POLICIES)}")
+        here = self._config.replication
+        if replication not in (None, here):
+            raise NotSupported(
+                f"replication = {replication!r}: all shards of this cluster have {here!r}; it is chosen for a cluster, "
+                "with the setting db.replication"
+            )
         self._sequence += 1
-        wanted = Container(name, f"{name}@{self._client}.{self._sequence}", separator, replication)
+        wanted = Container(name, f"{name}@{self._client}.{self._sequence}", separator, here)
         for _ in range(CREATE_ATTEMPTS_MAX):
             found = await self._lookup(name)
             if found is not None:

@@ -30,11 +30,11 @@ from gostore.cluster.members import NodeState
 from gostore.cluster.view import View
 from gostore.comm import Reply
 from gostore.core.errors import BadRequest, Fenced, GoStoreError, NotOwner, Unavailable
-from gostore.services.db.entries import Configuration, Point, Promise, Run, entries_from_wire
+from gostore.services.db.entries import COMMAND, Configuration, Point, Promise, Run, entries_from_wire
 from gostore.services.db.leadership import Leadership
 from gostore.services.db.recovery import Report, Verdict, judge, start_quorum
 from gostore.services.db.replica import Replica
-from gostore.services.db.replication import Group, ShardStatus, declare, together
+from gostore.services.db.replication import Group, ShardStatus, together
 from gostore.services.db.sender import report_from_wire
 
 GENERATIONS_PER_EPOCH: Final = 1000
@@ -351,12 +351,21 @@ class PrimaryBackup:
             return "primary" if leadership is not None and leadership.serving else "recovering"
         return "idle" if self._replica.journal.empty else "backup"
 
+    @property
+    def primary(self) -> str | None:
+        return self._owners[0] if self._owners else None
+
+    def unapplied(self) -> list[tuple[int, bytes | None]]:
+        journal, first = self._replica.journal, self._replica.applied + 1
+        entries = [journal.entry(index) for index in range(first, journal.last.index + 1)]
+        return [(entry.index, entry.payload if entry.kind == COMMAND else None) for entry in entries]
+
     def status(self) -> ShardStatus:
         leadership, configuration, role = self._leadership, self._replica.journal.configuration, self.role
         return ShardStatus(
             self._group.shard,
             role,
-            self._owners[0] if self._owners else None,
+            self.primary,
             self._replica.generation,
             configuration.members if configuration is not None else (),
             self._owners,
@@ -365,6 +374,3 @@ class PrimaryBackup:
             role == "primary" and leadership is not None and leadership.settled,
             {"obstacle": self._obstacle} if role == "recovering" else {},
         )
-
-
-declare(PrimaryBackup)

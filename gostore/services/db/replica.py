@@ -21,6 +21,7 @@ from gostore.services.db.entries import (
     entries_from_wire,
     entries_to_wire,
 )
+from gostore.services.db.journal import Journal
 from gostore.services.db.recovery import Report
 from gostore.services.db.replication import Group
 
@@ -57,8 +58,8 @@ class Replica:
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self.journal = group.journal
-        self.applied = self.committed = group.journal.start.index
+        self.journal = Journal(group.wal, 1 + group.shard, group.machine.restore)
+        self.applied = self.committed = self.journal.start.index
         self.waiters: dict[int, asyncio.Future[Any]] = {}
         self.installing = False
         self._grown = asyncio.Event()

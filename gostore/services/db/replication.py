@@ -3,7 +3,7 @@
 A policy is built once per shard and node and is given a :class:`Group`: everything it may touch. It orders payloads,
 makes them durable and replicates them; what is *committed* it hands to the state machine, in order, once. It decides
 who may write and who may read. Above it, nobody knows how it does that: transactions, sessions and two-phase commit
-are commands in the log, so that another policy (Raft) takes the place of ``primary_backup`` without touching them.
+are commands in the log, so that ``primary_backup`` takes the place of ``raft`` without touching them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 
 from gostore.cluster.view import View
 from gostore.comm import Reply
+from gostore.consensus.groups import Compaction, Groups
 from gostore.core.errors import PolicyError
 from gostore.core.slots import Slot, declare_slot
 from gostore.env import Env
-from gostore.services.db.journal import Journal
 from gostore.storage.wal import Wal
 
 
@@ -58,26 +58,31 @@ class Group:
 
     ``send(to, message, data, timeout_s)`` reaches :meth:`Replication.handle` of the same shard at another node.
     ``view()`` is this node's view of the cluster, ``owners(view)`` the shard's preference list in it.
-    ``copies_min``: configured number of copies without which a write is refused.
+    ``groups``: the consensus groups of the node. ``moves``: held while the members of a shard change; it bounds how
+    many do at a time. ``copies_min``: configured number of copies without which ``primary_backup`` refuses a write.
+    ``compaction``: when the log is replaced by a snapshot, in ``raft``.
     """
 
     env: Env
     name: str
     shard: int
     wal: Wal
-    journal: Journal
+    groups: Groups
+    moves: asyncio.Semaphore
     machine: StateMachine
     send: Callable[..., Any]
     view: Callable[[], View]
     owners: Callable[[View], tuple[str, ...]]
     copies_min: int
+    compaction: Compaction
 
 
 @dataclass(slots=True)
 class ShardStatus:
     """For the live view, statistics and tests.
 
-    ``settled``: every planned replica is a member, and nobody else. ``generation``: epoch x 1000 + attempt.
+    ``settled``: every planned replica is a member, and nobody else. ``generation``: grows with every new primary; the
+    term of ``raft``.
     """
 
     shard: int
@@ -138,6 +143,15 @@ class Replication(Protocol):
     @property
     def role(self) -> str:
         """idle (holds nothing), backup, recovering (about to serve) or primary (serves)."""
+        ...
+
+    @property
+    def primary(self) -> str | None:
+        """Who serves the shard, as far as is known here."""
+        ...
+
+    def unapplied(self) -> list[tuple[int, bytes | None]]:
+        """What this replica would apply first if it took over: indices and commands (None: the policy's own)."""
         ...
 
     def status(self) -> ShardStatus: ...

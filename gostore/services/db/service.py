@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Protocol, cast
 
-from gostore.cluster.view import View
+from gostore.cluster.view import View, shard_key
 from gostore.cluster.watchers import Watchers
 from gostore.comm import Call, Endpoint, Reply, remote, service
 from gostore.config import NodeConfig
+from gostore.consensus.groups import Compaction, Groups
 from gostore.core.blocks import run_block
 from gostore.core.errors import BadRequest, GoStoreError, PolicyError, Unavailable
 from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_wire, read_from_wire
+from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
 from gostore.services.db.database import Database
 from gostore.services.db.primary_backup import PrimaryBackup
+from gostore.services.db.raft import RaftReplication
 from gostore.services.db.replication import Replication, together
 from gostore.services.db.router import Router, answer_by
 from gostore.services.db.shard import Shard, World
@@ -25,6 +28,11 @@ BLOCK_PAUSE_S: Final = (0.002, 0.2)
 """Before a transaction block is run again after a conflict: from, doubling, to."""
 
 DESCRIBE_TIMEOUT_S: Final = 1.0
+
+MOVES_MAX: Final = 2
+"""Shards of which one node changes the members at a time. More: a join is over sooner; fewer: it disturbs less."""
+
+POLICIES: Final[dict[str, type]] = {"raft": RaftReplication, "primary_backup": PrimaryBackup}
 
 
 class Cluster(Protocol):
@@ -37,16 +45,12 @@ class Cluster(Protocol):
     def watchers(self) -> Watchers: ...
 
 
-def shard_key(shard: int) -> bytes:
-    """The key on the ring whose owners hold a shard."""
-    return b"shard:%d" % shard
-
-
 @service("db")
 class DbService:
     """Register it at the endpoint. ``database`` is the key-value interface for services of the same node.
 
-    Opening replays what the log holds; that needs no cluster. Raises ``Corrupt`` when it cannot be replayed.
+    Opening replays what the log holds; that needs no cluster. Raises ``Corrupt`` when it cannot be replayed, and
+    ``PolicyError`` for a policy in the slot ``replication`` that does not fit.
     """
 
     def __init__(
@@ -55,8 +59,8 @@ class DbService:
         endpoint: Endpoint,
         cls: Cluster,
         wal: Wal,
+        groups: Groups,
         config: NodeConfig,
-        policy: type = PrimaryBackup,
     ) -> None:
         self._env = env
         self._endpoint = endpoint
@@ -65,17 +69,20 @@ class DbService:
         self._complained = 0
         """The epoch whose ring cannot be asked: its placement raises."""
         self._started = False
-        self._router = Router(endpoint, self._primary, self._serve)
+        self._router = Router(endpoint, self._candidates, self._serve)
         self.database = Database(env, self._router, config.db, f"{env.name}.{endpoint.incarnation}")
         world = World(
             env=env,
             wal=wal,
+            groups=groups,
+            moves=asyncio.Semaphore(MOVES_MAX),
             shards=self._router,
             send=self._send,
             view=lambda: cls.view,
             owners=self._owners,
-            policy=cast(type[Replication], policy),
+            policy=cast(type[Replication], policy_of(config)),
             copies_min=config.db.in_sync_min,
+            compaction=Compaction(entries=config.db.snapshot_entries),
             value_size_bytes_max=config.db.value_size_bytes_max,
         )
         self._shards = [Shard(world, number) for number in range(config.db.shards)]
@@ -113,7 +120,15 @@ class DbService:
             return ()
 
     def _primary(self, shard: int) -> str | None:
-        return next(iter(self._owners(self._cls.view, shard)), None)
+        """Who serves a shard, as far as this node knows."""
+        known = self._shards[shard].replication.primary or self._router.leader(shard)
+        return known or next(iter(self._owners(self._cls.view, shard)), None)
+
+    def _candidates(self, shard: int) -> tuple[str, ...]:
+        """Whom to ask for a shard: who serves it as its replica here knows, and the owners on the ring."""
+        known = self._shards[shard].replication.primary
+        owners = self._owners(self._cls.view, shard)
+        return owners if known is None else tuple(dict.fromkeys((known, *owners)))
 
     def _shard(self, number: int) -> Shard:
         if not 0 <= number < len(self._shards):
@@ -152,8 +167,8 @@ class DbService:
     async def create_container(self, call: Call, name: str, options: dict[str, Any] | None = None) -> None:
         """Options: ``separator`` (null or a string), ``replication``."""
         given = dict(options or {})
-        separator, replication = given.pop("separator", None), given.pop("replication", "primary_backup")
-        if given or not isinstance(separator, str | None) or not isinstance(replication, str):
+        separator, replication = given.pop("separator", None), given.pop("replication", None)
+        if given or not isinstance(separator, str | None) or not isinstance(replication, str | None):
             raise BadRequest(f"options = {options!r:.200}: allowed are separator (null or a string) and replication")
         await self.database.create_container(name, separator=separator, replication=replication)
 
@@ -244,23 +259,22 @@ class DbService:
         return [{**status.to_wire(), "node": self._env.name} for status in statuses]
 
     async def all_shards(self) -> list[dict[str, Any]]:
-        """One description per shard: its primary's, or what the view says when that does not answer (role unknown)."""
-        primaries = {number: self._primary(number) for number in range(len(self._shards))}
-        names = sorted({name for name in primaries.values() if name is not None})
-        answers = dict(zip(names, await together(self._env, "db-describe", map(self._ask, names)), strict=True))
+        """One description per shard: its primary's, or another replica's, or what the view says (role unknown)."""
+        numbers = range(len(self._shards))
+        asked = sorted(
+            {name for n in numbers for name in self._candidates(n)} | {self._primary(n) or "" for n in numbers}
+        )
+        asked = [name for name in asked if name in self._cls.view.online]
+        answers = await together(self._env, "db-describe", map(self._ask, asked))
         found = []
-        for number, name in primaries.items():
-            answer = answers.get(name, []) if name is not None else []
-            if answer:
-                found.append(answer[number])
-            else:
-                planned = list(self._owners(self._cls.view, number))
-                found.append(
-                    {
-                        "shard": number, "role": "unknown", "primary": name, "generation": 0, "replicas": [],
-                        "planned": planned, "last_index": 0, "committed": 0, "settled": False, "node": name,
-                    }
-                )  # fmt: skip
+        for number in numbers:
+            told = [answer[number] for answer in answers if answer and answer[number]["role"] != "idle"]
+            planned = list(self._owners(self._cls.view, number))
+            nothing = {
+                "shard": number, "role": "unknown", "primary": self._primary(number), "generation": 0, "replicas": [],
+                "planned": planned, "last_index": 0, "committed": 0, "settled": False, "node": self._primary(number),
+            }  # fmt: skip
+            found.append(max(told, key=lambda one: (one["role"] == "primary", one["generation"]), default=nothing))
         return found
 
     async def _ask(self, name: str) -> list[Any]:
@@ -292,8 +306,10 @@ class DbService:
             if status.role == "recovering":
                 unsettled.append(f"takes over shard {status.shard}: {status.details['obstacle']}")
             elif status.role == "primary" and not status.settled:
-                missing = ", ".join(name for name in status.planned if name not in status.members) or "nobody"
-                unsettled.append(f"copies shard {status.shard} to {missing}")
+                missing = ", ".join(name for name in status.planned if name not in status.members)
+                unsettled.append(f"copies shard {status.shard} to {missing}" if missing else f"moves {status.shard}")
+            elif status.role == "backup" and "obstacle" in status.details:
+                unsettled.append(f"waits for shard {status.shard}: {status.details['obstacle']}")
             elif status.role == "backup" and self._env.name not in status.planned:
                 unsettled.append(f"still holds shard {status.shard}")
         return {"leads": leads, "holds": holds, "unsettled": unsettled}
@@ -312,6 +328,14 @@ class DbService:
                 for name in ("objects", "size_bytes", "prepared", "coordinated")
             },
         }
+
+
+def policy_of(config: NodeConfig) -> type:
+    """The class in the slot ``replication``. Raises ``PolicyError``."""
+    source = config.policies.get("replication")
+    if source is not None:
+        return load_policy("replication", PolicySource.from_wire(source))
+    return POLICIES[config.db.replication]
 
 
 def _snapshot(wire: list[Any] | None) -> dict[int, int] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from gostore.cluster.view import View
+from gostore.consensus.groups import Compaction, Groups
 from gostore.core.errors import (
     BadRequest,
     Conflict,
@@ -26,7 +27,6 @@ from gostore.core.errors import (
 from gostore.core.keyvalue import Path, Versioned, path_from_wire
 from gostore.env import Env
 from gostore.services.db.coordinator import Coordinator
-from gostore.services.db.journal import Journal
 from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
 from gostore.services.db.replication import Group, Replication, ShardStatus
 from gostore.services.db.values import read_packed
@@ -61,12 +61,15 @@ class World:
 
     env: Env
     wal: Wal
+    groups: Groups
+    moves: asyncio.Semaphore
     shards: Shards
     send: Callable[..., Any]
     view: Callable[[], View]
     owners: Callable[[View, int], tuple[str, ...]]
     policy: type[Replication]
     copies_min: int
+    compaction: Compaction
     value_size_bytes_max: int
 
 
@@ -83,19 +86,20 @@ class Shard:
         self.commits = 0
         self.conflicts = 0
         self.coordinator = Coordinator(world.env, self, world.shards)
-        journal = Journal(world.wal, 1 + number, self.restore)
         self.replication = world.policy(
             Group(
                 env=world.env,
                 name=world.env.name,
                 shard=number,
                 wal=world.wal,
-                journal=journal,
+                groups=world.groups,
+                moves=world.moves,
                 machine=self,
                 send=self._send,
                 view=world.view,
                 owners=lambda view: world.owners(view, number),
                 copies_min=world.copies_min,
+                compaction=world.compaction,
             )
         )
 

@@ -12,7 +12,6 @@ import pytest
 from gostore.core.errors import Fenced, NotFound, Unavailable
 from gostore.services.db import replica as replica_module
 from gostore.services.db.entries import COMMAND, CONFIGURATION, LogEntry, Point, Promise, pack_members
-from gostore.services.db.journal import Journal
 from gostore.services.db.replica import Replica
 
 
@@ -71,7 +70,6 @@ def make() -> tuple[Replica, Log, Machine, list[str]]:
         name="me",
         shard=0,
         wal=log,
-        journal=Journal(log, 1, machine.restore),  # type: ignore[arg-type]
         machine=machine,
     )
     return Replica(group), log, machine, fatal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gostore.cluster.members import MASTERS_RING, Member, NodeState
-from gostore.cluster.view import RingSpec, View, changes_between
+from gostore.cluster.view import RingSpec, View, changes_between, found
 from gostore.cluster.watchers import Watchers
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
+from gostore.consensus import PROFILES
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
 from gostore.core.blocks import Block
 from gostore.core.errors import (
@@ -147,9 +150,12 @@ class Cluster:
             config=self.config(name).comm,
         )
         membership = Membership(self.view)
-        service = DbService(env, endpoint, membership, wal, self.config(name))
+        groups = Groups(env, endpoint, wal, PROFILES["fast"])
+        service = DbService(env, endpoint, membership, wal, groups, self.config(name))
+        endpoint.register(groups)
         endpoint.register(service)
         await endpoint.start()
+        await groups.start()
         self.addresses[name] = endpoint.address
         await service.start()
         membership.become(self.view)
@@ -169,7 +175,9 @@ class Cluster:
         for name, state in states.items():
             incarnation = self.world.nodes[name].incarnation
             members[name] = Member(name=name, address=Address("0", 1, 1), state=state, incarnation=incarnation)
-        self.view = View("test", self.view.epoch + 1, members, self.view.rings, cache=self.view.cache)
+        view = View("test", self.view.epoch + 1, members, self.view.rings, cache=self.view.cache)
+        founders = self.view.founders or (found(view, self.settings["shards"]) if view.online else ())
+        self.view = replace(view, founders=founders)
         return self.view
 
     def set_states(self, **states: NodeState) -> None:
@@ -265,7 +273,7 @@ class Cluster:
     def key_of(self, shard: int, number: int = 0) -> str:
         """A key that lives in a shard (of a container without separator)."""
         service = self.services[self.running[0]]
-        holder = Container("t", "t", None, "primary_backup")
+        holder = Container("t", "t", None, "")
         found = (f"k{n}" for n in range(100_000) if service.database.shard_of(holder, f"k{n}") == shard)
         for _ in range(number):
             next(found)
@@ -385,14 +393,14 @@ def test_containers() -> None:
         await cluster.db("n1").create_container("a", separator="/")
         with pytest.raises(AlreadyExists, match="other options"):
             await db.create_container("a")
-        with pytest.raises(NotSupported, match="primary_backup"):
+        with pytest.raises(NotSupported, match="db.replication"):
             await db.create_container("b", replication="magic")
         with pytest.raises(BadRequest):
             await db.create_container(".b")
         for attempt in (db.get("b", "k"), db.scan("b"), db.commit([], [Write("set", "b", "k", 1)])):
             with pytest.raises(NotFound, match="create_container"):
                 await attempt
-        options = {"separator": None, "replication": "primary_backup"}
+        options = {"separator": None, "replication": "raft"}
         assert await cluster.db("n2").containers() == {"a": {**options, "separator": "/"}, "t": options}
 
     play(scenario)
@@ -604,7 +612,7 @@ def test_a_shard_of_which_too_little_is_there_waits_and_says_for_whom() -> None:
         await cluster.restart(first)
         assert (await cluster.db(third).get("t", key)).value == 1
 
-    play(scenario, nodes=4)
+    play(scenario, nodes=4, replication="primary_backup")
 
 
 def test_writes_need_copies() -> None:
@@ -625,7 +633,7 @@ def test_writes_need_copies() -> None:
         await cluster.settled()
         await cluster.converged()
 
-    play(scenario, nodes=2)
+    play(scenario, nodes=2, replication="primary_backup")
 
 
 def test_two_losses_one_after_the_other_cost_no_write() -> None:
@@ -650,7 +658,7 @@ def test_two_losses_one_after_the_other_cost_no_write() -> None:
         await cluster.settled()
         await cluster.converged()
 
-    play(scenario)
+    play(scenario, replication="primary_backup")
 
 
 def test_an_acknowledged_write_is_on_the_backups_disks() -> None:
@@ -691,7 +699,7 @@ def test_a_shard_is_not_born_twice() -> None:
             await cluster.restart(name)
         assert (await cluster.db("n3").get("t", "k")).value == 1
 
-    play(scenario, nodes=5)
+    play(scenario, nodes=5, replication="primary_backup")
 
 
 def test_a_deposed_primary_cannot_write() -> None:
@@ -708,8 +716,15 @@ def test_a_deposed_primary_cannot_write() -> None:
                 cluster.tell(name, view)
         new = cluster.db(cluster.primary(0))
         await new.commit([PointRead("t", key, (await new.get("t", key)).version)], [put(key, 2)])
-        with pytest.raises(GoStoreError):
-            await cluster.db(old).commit([], [put(key, 3)], timeout_s=2.0)
+        shard = cluster.services[old]._shards[0]
+        write = ["set", cluster.services["n0"].database.known("t").physical, key, [], pack(3, 100)]
+
+        async def commit() -> Any:
+            deadline_s = asyncio.get_running_loop().time() + 2.0
+            with pytest.raises(GoStoreError):
+                await shard.serve("commit", [None, [], [write]], deadline_s)
+
+        await cluster.on(old, commit())
         assert (await new.get("t", key)).value == 2
         cluster.tell(old, view)
         assert (await cluster.db(old).get("t", key)).value == 2
@@ -719,7 +734,7 @@ def test_a_deposed_primary_cannot_write() -> None:
         assert (await cluster.db(old).get("t", key)).value == 2
         await cluster.converged()
 
-    play(scenario, nodes=4)
+    play(scenario, nodes=4, replication="primary_backup")
 
 
 def test_a_new_node_is_given_its_shards_and_the_old_owner_lets_go() -> None:
@@ -761,7 +776,7 @@ def test_a_backup_that_lags_too_much_gets_a_snapshot(monkeypatch: pytest.MonkeyP
         for n in range(60):
             assert (await cluster.db("n3").get("t", f"k{n}")).value == n
 
-    play(scenario, nodes=4)
+    play(scenario, nodes=4, replication="primary_backup")
 
 
 def test_the_log_is_compacted_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -786,7 +801,7 @@ def test_the_log_is_compacted_and_replayed(monkeypatch: pytest.MonkeyPatch) -> N
         await cluster.settled()
         await cluster.converged()
 
-    play(scenario)
+    play(scenario, replication="primary_backup")
 
 
 def test_a_repeated_request_is_applied_once_across_primaries() -> None:
@@ -973,7 +988,7 @@ def test_a_full_pipeline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         for key in keys:
             assert (await db.get("t", key)).value == 1
 
-    play(scenario)
+    play(scenario, replication="primary_backup")
 
 
 @settings(max_examples=5, deadline=None)
