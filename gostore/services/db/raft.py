@@ -32,7 +32,7 @@ from gostore.core.errors import BadRequest, GoStoreError, NotOwner
 from gostore.services.db.moves import Move, next_move, plan
 from gostore.services.db.replication import Group, ShardStatus, declare
 
-GROUPS_FROM: Final = 1 << 16
+GROUPS_FROM: Final = 1 << 17
 """Numbers of the shards' groups in the node's log; below are those of others."""
 
 CHANGE_TIMEOUT_S: Final = 5.0
