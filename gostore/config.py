@@ -158,7 +158,12 @@ class ClsConfig(Section):
     profile: str = setting("fast", "time constants of failure detection", choices=("fast", "lan"))
     expect: int = setting(1, "the first master brings nobody online before this many have joined", low=1, high=1000)
     expect_timeout_s: float = setting(10.0, "after this long it goes on with those who came", low=0.0, high=600.0)
-    masters_max: int = setting(3, "members of the masters ring", low=1, high=5)
+    masters_max: int = setting(
+        5, "members of the masters ring, which decide by majority; an even number leaves one seat empty", low=1, high=5
+    )
+    seat_timeout_s: float = setting(
+        10.0, "a master that is offline for so long gives its seat to another member", low=0.1, high=86_400.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +185,14 @@ class StorageConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class DbConfig(Section):
     shards: int = setting(16, "fixed when the cluster is born", low=1, high=1024)
+    replication: str = setting(
+        "raft",
+        "how the replicas of a shard hold the same log; the other one is a lesson",
+        choices=("raft", "primary_backup"),
+    )
+    snapshot_entries: int = setting(
+        20_000, "so many entries of a shard's log are followed by a snapshot, at the latest", low=16, high=10_000_000
+    )
     key_size_bytes_max: int = setting(1 * KIB, "UTF-8", low=16, high=64 * KIB)
     value_size_bytes_max: int = setting(1 * MIB, "packed", low=1 * KIB, high=16 * MIB)
     transaction_operations_max: int = setting(1024, "reads and writes of one transaction", low=1, high=100_000)

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
+from gostore.consensus import PROFILES
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
 from gostore.core.errors import GoStoreError
 from gostore.core.slots import PolicySource
@@ -79,20 +81,22 @@ class Node:
             env, cluster=config.cluster, secret=config.secret, host=config.host, tcp_port=config.tcp_port,
             udp_port=config.udp_port, incarnation=await next_incarnation(env), resolver=members, config=config.comm,
         )  # fmt: skip
+        self.groups = Groups(env, self.endpoint, self.wal, PROFILES[config.cls.profile])
         policy = config.policies.get("placement")
         self.cls = members.cls = ClsService(
-            env, self.endpoint, self.wal, config, PolicySource.from_wire(policy) if policy else None
+            env, self.endpoint, self.wal, self.groups, config, PolicySource.from_wire(policy) if policy else None
         )
-        self.db = DbService(env, self.endpoint, self.cls, self.wal, config)
+        self.db = DbService(env, self.endpoint, self.cls, self.wal, self.groups, config)
         self.fs = FsService(env, self.endpoint, self.cls, self.db.database, self.blobs, config, local=self.db.local)
         self.rest = RestServer(env, self.fs, config)
         self.admin = AdminService(
             env, self.endpoint, config, membership=self.cls, db=self.db, fs=self.fs, locator=self.fs,
             storage={"wal": self.wal, "blobs": self.blobs}, stop=self.request_stop,
         )  # fmt: skip
-        for service in (self.cls, self.db, self.fs, self.admin):
+        for service in (self.groups, self.cls, self.db, self.fs, self.admin):
             self.endpoint.register(service)
         await self._run(self.endpoint.start, self.endpoint.stop)
+        await self._run(self.groups.start, self.groups.stop)
         await self._run(self.rest.start, self.rest.stop)
         self.cls.rest_port = self.rest.port
         await self._run(self.db.start, self.db.stop)

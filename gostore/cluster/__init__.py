@@ -25,7 +25,17 @@ from gostore.cluster.ring import (
     diff,
     token_of,
 )
-from gostore.cluster.view import DEFAULT_POLICY, Resolution, RingCache, RingSpec, View, changes_between
+from gostore.cluster.view import (
+    DEFAULT_POLICY,
+    Founders,
+    Resolution,
+    RingCache,
+    RingSpec,
+    View,
+    changes_between,
+    found,
+    shard_key,
+)
 from gostore.cluster.watchers import Watcher, Watchers
 
 __all__ = [
@@ -39,6 +49,7 @@ __all__ = [
     "TRANSITIONS",
     "WAITING",
     "Arc",
+    "Founders",
     "HashRing",
     "Member",
     "MemberChange",
@@ -55,7 +66,9 @@ __all__ = [
     "changes_between",
     "check_placement",
     "diff",
+    "found",
     "is_legal",
     "merge",
+    "shard_key",
     "token_of",
 ]

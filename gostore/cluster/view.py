@@ -1,9 +1,9 @@
 """The view: what the cluster consists of in one epoch. Immutable, shared, with its rings built when first asked for.
 
-Every change of the cluster is a numbered event that turns the view of epoch e into that of e + 1. The *digest* chains
-them: it is the hash of the previous digest and the event, so that two nodes with the same epoch and digest went
-through the same history and hold the same view, and a fork (two masters that numbered different events alike, in a
-partition) is seen at once. Views are ordered by (epoch, digest): of two histories all nodes keep the same one.
+Every change of the cluster is a numbered event that turns the view of epoch e into that of e + 1. The masters' group
+commits one event for an epoch, so there is one view of it. The *digest* chains the events: it is the hash of the
+previous digest and the event, so that two nodes with the same epoch and digest went through the same history; and what
+belongs to the history of another cluster is recognised.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any, Final, TypeVar
 from gostore.cluster.members import (
     GLOBAL_RING,
     MASTERS_RING,
-    WAITING,
     Member,
     MemberChange,
     NodeState,
     is_legal,
 )
 from gostore.cluster.ring import CheckedPlacement, HashRing, Placement
-from gostore.core.errors import NotFound, Unavailable
+from gostore.core.errors import NotFound, PolicyError, Unavailable
 from gostore.core.slots import PolicySource, load_policy
 
 K = TypeVar("K")
@@ -37,6 +36,9 @@ VIEWS_KEPT_MAX: Final = 256
 
 RING_REPLICAS_MAX: Final = 64
 RING_TOKENS_MAX: Final = 4096
+
+Founders = tuple[tuple[str, ...], ...]
+"""Shard -> the nodes with which its group begins, in the order of preference."""
 
 
 DEFAULT_POLICY: Final = PolicySource("", "")
@@ -153,7 +155,10 @@ class View:
     """The cluster in one epoch.
 
     ``members``: by name, sorted, those who left included. ``rings``: name -> how it is built. ``policy``: the placement
-    of the global ring, ``None`` for the default. ``cache`` is handed on from view to view and is no part of the value.
+    of the global ring, ``None`` for the default. ``master``, ``term``: who committed the event that made this view, and
+    in which term of the masters' group; ``None`` and 0 before the first. ``founders``: with whom the groups of the
+    shards begin, empty before anybody was online, and never changed since. ``cache`` is handed on from view to view and
+    is no part of the value.
     """
 
     cluster: str
@@ -162,12 +167,15 @@ class View:
     rings: Mapping[str, RingSpec]
     policy: PolicySource | None = None
     digest: int = 0
+    master: str | None = None
+    term: int = 0
+    founders: Founders = ()
     cache: RingCache = field(default_factory=RingCache, compare=False, repr=False)
     _memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def version(self) -> tuple[int, int]:
-        """(epoch, digest): greater is the one to keep; equal means equal views."""
+        """(epoch, digest): of one history the greater is the later; equal means equal views."""
         return self.epoch, self.digest
 
     @property
@@ -186,21 +194,6 @@ class View:
             ring = [m for m in self.members.values() if MASTERS_RING in m.rings and m.state is not NodeState.LEFT]
             found = self._memo["masters"] = tuple(m.name for m in sorted(ring, key=lambda m: (m.joined, m.name)))
         return found
-
-    @property
-    def master(self) -> str | None:
-        """The first online of the masters ring.
-
-        While nobody is online (the cluster is being born, or comes back as a whole) the first that waits to be.
-        """
-        for name in self.masters:
-            if self.members[name].online:
-                return name
-        if not self.online:
-            for name in self.masters:
-                if self.members[name].state in WAITING:
-                    return name
-        return None
 
     def in_states(self, *states: NodeState) -> tuple[str, ...]:
         return tuple(name for name, member in self.members.items() if member.state in states)
@@ -226,17 +219,12 @@ class View:
         return Resolution(key, self.ring(ring).owners(key))
 
     def with_members(
-        self,
-        changes: Iterable[Member],
-        *,
-        digest: int = 0,
-        policy: PolicySource | None = None,
-        epoch: int | None = None,
+        self, changes: Iterable[Member], *, policy: PolicySource | None = None, digest: int = 0, **fields: Any
     ) -> View:
         """The view one epoch on, with these members' records merged in their order.
 
         Changes that are not legal are left out, by everybody alike. ``policy``: the new placement; ``None`` keeps it,
-        :data:`DEFAULT_POLICY` ends it.
+        :data:`DEFAULT_POLICY` ends it. ``fields``: what else of the view changes.
         """
         members = dict(self.members)
         kept = self.policy if policy is None else policy
@@ -249,6 +237,7 @@ class View:
             members={name: members[name] for name in sorted(members)},
             policy=None if kept == DEFAULT_POLICY else kept,
             digest=digest,
+            **fields,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -259,6 +248,9 @@ class View:
             "members": [member.to_wire() for member in self.members.values()],
             "rings": {name: spec.to_wire() for name, spec in self.rings.items()},
             "policy": self.policy.to_wire() if self.policy else None,
+            "master": self.master,
+            "term": self.term,
+            "founders": founders_to_wire(self.founders),
         }
 
     @classmethod
@@ -272,7 +264,10 @@ class View:
                 "members": [*members],
                 "rings": dict(rings),
                 "policy": policy,
-            } if epoch >= 0 and digest >= 0:
+                "master": str() | None as master,
+                "term": int(term),
+                "founders": founders,
+            } if epoch >= 0 and digest >= 0 and term >= 0:
                 cache = cache or RingCache()
                 known = cache.known(cluster, epoch, digest)
                 if known is not None:
@@ -288,6 +283,9 @@ class View:
                     {str(name): RingSpec.from_wire(rings[name]) for name in sorted(rings)},
                     None if policy is None else PolicySource.from_wire(policy),
                     digest,
+                    master,
+                    term,
+                    founders_from_wire(founders),
                     cache,
                 )
                 return cache.share(view)
@@ -295,18 +293,39 @@ class View:
 
 
 def changes_between(old: View, new: View) -> tuple[MemberChange, ...]:
-    """What a watcher of ``old`` has to learn to be at ``new``, by name; steps in between are not told.
-
-    A member that only the older history knew (it was in the part of a fork that was given up) is told as having left.
-    """
-    changes = [
+    """What a watcher of ``old`` has to learn to be at ``new``, by name; steps in between are not told."""
+    return tuple(
         MemberChange(old.members.get(name), member)
         for name, member in new.members.items()
         if old.members.get(name) != member
-    ]
-    changes += [
-        MemberChange(member, member.to(NodeState.LEFT))
-        for name, member in old.members.items()
-        if name not in new.members and member.state is not NodeState.LEFT
-    ]
-    return tuple(changes)
+    )
+
+
+def shard_key(shard: int) -> bytes:
+    """The key on the ring whose owners hold a shard."""
+    return b"shard:%d" % shard
+
+
+def found(view: View, shards: int) -> Founders:
+    """With whom the groups of so many shards begin: the owners on the ring of this view.
+
+    A placement that raises must not keep the cluster from being born: the default ring decides in its place.
+    """
+    try:
+        return tuple(view.ring().owners(shard_key(shard)) for shard in range(shards))
+    except PolicyError:
+        return found(replace(view, policy=None), shards)
+
+
+def founders_to_wire(founders: Founders) -> list[list[str]]:
+    return [list(names) for names in founders]
+
+
+def founders_from_wire(wire: Any) -> Founders:
+    """Raises ``ValueError`` on anything that :func:`founders_to_wire` did not make."""
+    match wire:
+        case [*shards] if all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in shards
+        ):
+            return tuple(tuple(names) for names in shards)
+    raise ValueError(f"not founders: {wire!r:.100}; expected a list of names for each shard")

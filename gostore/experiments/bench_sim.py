@@ -27,6 +27,8 @@ from typing import Any, Final
 from gostore.cluster import RingCache
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
+from gostore.consensus import PROFILES
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
 from gostore.core.errors import Timeout
 from gostore.experiments.simulation import run_seed
@@ -208,9 +210,12 @@ class _Membership:
             node.env, cluster=config.cluster, secret=config.secret, host=node.address, tcp_port=PORT, udp_port=PORT,
             incarnation=await next_incarnation(node.env), resolver=self, config=config.comm,
         )  # fmt: skip
-        self.cls = ClsService(node.env, endpoint, wal, config, None, cache=self._cache)
+        groups = Groups(node.env, endpoint, wal, PROFILES[self._profile])
+        self.cls = ClsService(node.env, endpoint, wal, groups, config, None, cache=self._cache)
+        endpoint.register(groups)
         endpoint.register(self.cls)
         await endpoint.start()
+        await groups.start()
         await self.cls.start()
         await asyncio.Event().wait()
 

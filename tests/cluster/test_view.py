@@ -17,6 +17,8 @@ from gostore.cluster import (
     View,
     Watchers,
     changes_between,
+    found,
+    shard_key,
 )
 from gostore.cluster.ring import CheckedPlacement
 from gostore.cluster.view import RINGS_KEPT_MAX, VIEWS_KEPT_MAX
@@ -61,6 +63,10 @@ def test_survives_the_wire(states: list[NodeState]) -> None:
         {"rings": {"global": [0, 1]}},
         {"rings": {"global": [3, 10**9]}},
         {"policy": {"name": 1}},
+        {"master": 1},
+        {"term": -1},
+        {"founders": [1]},
+        {"founders": [[1]]},
         {"cluster": None},
     ],
 )
@@ -103,24 +109,30 @@ def test_a_resolution_answers_as_the_original_did() -> None:
         view.resolve(b"key", "unknown")
 
 
-def test_the_master_is_the_first_online_by_seniority() -> None:
-    offline = NodeState.OFFLINE
+def test_the_masters_are_in_the_order_of_their_seniority() -> None:
     # node-10 sorts before node-2 by name and joined later.
     late = member(10, joined=10, rings=("global", "masters"))
     assert view_of(late, member(2)).masters == ("node-2", "node-10")
-    assert view_of(member(1), member(2), member(3)).master == "node-1"
-    assert view_of(member(1, offline), member(2), member(3)).master == "node-2"
-    assert view_of(member(1, offline), member(2, NodeState.LEAVING), member(4)).master is None
+    assert view_of(member(1, NodeState.OFFLINE), member(2)).masters == ("node-1", "node-2")
     assert view_of(member(1, NodeState.LEFT), member(2)).masters == ("node-2",)
-    assert view_of(member(2, joined=5), member(3, joined=5)).master == "node-2"
+    assert view_of(member(3, joined=5), member(2, joined=5)).masters == ("node-2", "node-3")
+    assert view_of(member(4)).masters == ()
+
+
+def test_who_leads_and_who_founded_is_handed_on() -> None:
+    view = view_of(member(1), master="node-1", term=3, founders=(("node-1",), ()))
+    assert View.from_wire(view.to_wire()) == view
+    new = view.with_members([])
+    assert (new.master, new.term, new.founders) == ("node-1", 3, (("node-1",), ()))
+    newer = view.with_members([], master="node-2", term=4)
+    assert (newer.master, newer.term) == ("node-2", 4)
     assert view_of().master is None
 
 
-def test_a_cluster_that_is_being_born_is_led_by_the_first_that_waits() -> None:
-    joining, connecting = NodeState.JOINING, NodeState.CONNECTING
-    assert view_of(member(1, joining), member(2, joining)).master == "node-1"
-    assert view_of(member(1, NodeState.OFFLINE), member(2, connecting)).master == "node-2"
-    assert view_of(member(1, connecting), member(2)).master == "node-2"
+def test_the_founders_are_the_owners() -> None:
+    view = view_of(*(member(number) for number in range(1, 6)))
+    assert found(view, 3) == tuple(view.resolve(shard_key(shard)).owners for shard in range(3))
+    assert found(view_of(), 2) == ((), ())
 
 
 def test_changes_are_merged_in_order_and_illegal_ones_left_out() -> None:
@@ -207,7 +219,6 @@ def test_a_policy_rules_the_global_ring_and_not_the_masters() -> None:
         assert policed.resolve(key, "masters").owners == view.resolve(key, "masters").owners
     with pytest.raises(PolicyError, match="line 6: RuntimeError: no idea"):
         policed.resolve(b"trap")
-    assert policed.master == "node-1"
 
 
 def test_another_default_placement() -> None:
@@ -300,17 +311,6 @@ def test_every_ring_has_its_own_members_weights_and_specification() -> None:
     assert isinstance(masters, HashRing)
     assert (ring.nodes, ring.replicas, ring.tokens_per_node) == ({f"node-{n}": float(n) for n in range(1, 6)}, 2, 4)
     assert (list(masters.nodes), masters.replicas, masters.tokens_per_node) == (["node-1", "node-2", "node-3"], 3, 16)
-
-
-def test_a_fork_that_is_given_up_is_told_as_having_left() -> None:
-    old = view_of(member(1), member(2), member(3, NodeState.LEFT), member(5, weight=2.0))
-    new = view_of(member(1), member(4, NodeState.JOINING), member(5), epoch=9)
-    told = [(c.name, c.old and c.old.state, c.new.state) for c in changes_between(old, new)]
-    assert told == [
-        ("node-4", None, NodeState.JOINING),
-        ("node-5", NodeState.ONLINE, NodeState.ONLINE),
-        ("node-2", NodeState.ONLINE, NodeState.LEFT),
-    ]
 
 
 @pytest.mark.parametrize("n", [-1, 1, 2])

@@ -3,11 +3,12 @@
 Commands:
 
 ``members n1 n2 n3``        members at epoch 0
-``publish n1``              n1, the master, makes the next event; ``branch=b``: one of another history than the others'
+``publish n1``              n1, the master, makes the next event
+``restart n2``              what n2 knows it has only read from its disk
 ``tick n1``                 n1 tells those whose turn it is; what it sends is printed and waits in the network
 ``deliver``                 all that waits in the network arrives; ``deliver n1 n2``: what n1 sent to n2 alone
 ``lose n1 n2``              what waits from n1 to n2 is lost
-``probe n1 n2``             a probe tells n2 which version n1 has
+``probe n1 n2``             a probe tells n2 at which epoch n1 is
 ``wait n2``                 n2's patience passes
 ``views``                   the epoch of everybody
 """
@@ -24,20 +25,20 @@ TUNABLES = PROFILES["fast"]
 
 @dataclass(frozen=True)
 class Change:
-    """An event without content; the branch of history is in its digest."""
+    """An event without content."""
 
     epoch: int
     previous: int
     digest: int
 
     def __str__(self) -> str:
-        return f"event {self.epoch}{'abc'[self.digest % 10]}"
+        return f"event {self.epoch}"
 
 
 class Member:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, epoch: int = 0) -> None:
         self.gossip: Gossip[Change] = Gossip(name, TUNABLES, random.Random(name))
-        self.version = (0, 0)
+        self.version = (epoch, 0)
 
 
 class Group:
@@ -47,10 +48,10 @@ class Group:
         self.network: list[tuple[str, str, tuple[Item[Change], ...]]] = []
         self.lines: list[str] = []
 
-    def publish(self, name: str, branch: str) -> None:
+    def publish(self, name: str) -> None:
         member = self.members[name]
         epoch, previous = member.version
-        event = Change(epoch + 1, previous, (epoch + 1) * 10 + "abc".index(branch))
+        event = Change(epoch + 1, previous, (epoch + 1) * 10)
         member.version = (event.epoch, event.digest)
         member.gossip.publish(event, len(self.members), self.now_s)
         self.lines.append(f"{name}: makes {event}")
@@ -108,7 +109,9 @@ def test_gossip(scenario, transcript):
             case "members", names:
                 group.members = {name: Member(name) for name in names}
             case "publish", [name]:
-                group.publish(name, step.options.get("branch", "a"))
+                group.publish(name)
+            case "restart", [name]:
+                group.members[name] = Member(name, group.members[name].version[0])
             case "tick", [name]:
                 group.tick(name)
             case "deliver", [] | [_, _] as words:
@@ -116,17 +119,13 @@ def test_gossip(scenario, transcript):
             case "lose", [source, target]:
                 group.network = [message for message in group.network if message[:2] != (source, target)]
             case "probe", [source, target]:
-                theirs, ours = group.members[source].version, group.members[target].version
+                theirs, ours = group.members[source].version[0], group.members[target].version[0]
                 group.members[target].gossip.heard(source, theirs, ours, group.now_s)
             case "wait", [name]:
                 group.now_s += TUNABLES.patience_s
                 group.tick(name)
             case "views", []:
-                group.lines += [
-                    f"{name}: epoch {member.version[0]}"
-                    + (f"{'abc'[member.version[1] % 10]}" if member.version[0] else "")
-                    for name, member in group.members.items()
-                ]
+                group.lines += [f"{name}: epoch {member.version[0]}" for name, member in group.members.items()]
             case _:
                 raise ValueError(f"no such command: {step.name} {step.args}")
         printed, group.lines = group.lines, []

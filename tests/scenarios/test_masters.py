@@ -4,20 +4,21 @@ Commands:
 
 ``birth n1 expect=3``     n1 founds a cluster; nobody is online before three wait to be
 ``join n4``               n4 asks to be a member; ``incarnation=I``: in this life, ``port=P``: from this address
-``dead n4``               the failure detector and the roll call agree that n4 died; ``incarnation=I``
+``dead n4``               the failure detector found that n4 died, and it did not answer; ``incarnation=I``
 ``depart n4 leaving``     n4 announces its own state
 ``together``              the requests of the lines below it, decided in one event
 ``plan``                  the master decides without a request; ``after=10``: so many seconds later
-``quorum n1 n2``          may these go on without the others?
-``master without n1``     who leads as seen by those who take n1 for dead
-``rebirth n2 n3``         after a restart of the whole cluster these are back: who leads, and the first event
+``leader n2``             n2 is elected, in the next term of the masters' group
+``late n1``               an event that n1 planned before it was deposed is committed now, too late
+``group``                 the members of the masters' group follow the seats, step by step; ``suspected=n3``
 ``view``                  the members
 """
 
 from __future__ import annotations
 
-from gostore.cluster import NodeState, RingCache, RingSpec, View
+from gostore.cluster import NodeState, RingCache, RingSpec, View, found
 from gostore.core.address import Address
+from gostore.services.cls.machine import Machine, pack
 from gostore.services.cls.masters import (
     Dead,
     Depart,
@@ -25,52 +26,76 @@ from gostore.services.cls.masters import (
     Master,
     NodeEvent,
     Request,
-    acting_master,
-    apply,
-    birth,
     changes_of,
-    has_quorum,
-    leader_of_rebirth,
-    rebirth,
+    next_group,
 )
 
 RINGS = {"global": RingSpec(3, 8), "masters": RingSpec(3, 8)}
 EXPECT_TIMEOUT_S = 10.0
+SEAT_TIMEOUT_S = 30.0
 
 
 class Cluster:
     def __init__(self) -> None:
-        self.view = View("test", 0, {}, RINGS, cache=RingCache())
         self.now_s = 0.0
+        self.term = 0
+        self.index = 0
+        self.expect = 1
         self.master: Master
         self.lines: list[str] = []
+        self.machine = Machine(View("test", 0, {}, RINGS, cache=RingCache()), lambda event, view: None)
+        self.voters: tuple[str, ...] = ()
+        self.learners: tuple[str, ...] = ()
 
-    def found(self, name: str, expect: int) -> None:
-        self.master = Master(name, expect=expect, expect_timeout_s=EXPECT_TIMEOUT_S, masters_max=3)
-        self.commit(birth(self.view, join(name, {}), None))
-        self.plan()
+    @property
+    def view(self) -> View:
+        return self.machine.view
+
+    def lead(self, name: str, *requests: Request) -> None:
+        self.term += 1
+        self.master = Master(
+            name,
+            expect=self.expect,
+            expect_timeout_s=EXPECT_TIMEOUT_S,
+            masters_max=3,
+            seat_timeout_s=SEAT_TIMEOUT_S,
+            found=lambda view: found(view, 1),
+        )
+        self.plan(*requests)
 
     def plan(self, *requests: Request) -> None:
         """Decide on the requests, then on what follows from that."""
-        plan = self.master.plan(self.view, requests, self.now_s)
+        plan = self.master.plan(self.view, self.term, requests, self.now_s)
         self.lines += [f"refused: {error.message}" for error in plan.refusals if error is not None]
         if plan.event is not None:
             self.commit(plan.event)
             self.plan()
 
     def commit(self, event: NodeEvent) -> None:
-        steps = []
-        for change in changes_of(self.view, event):
+        steps, before = [], self.view
+        self.index += 1
+        if not self.machine.apply(self.index, pack(event)):
+            self.lines.append(f"epoch {event.epoch}, by {event.master} in term {event.term}: void")
+            return
+        for change in changes_of(before, event):
             old, new = change.old, change.new
-            seated = "masters" in new.rings and (old is None or "masters" not in old.rings)
-            if old is not None and old.state is new.state:
-                what = f"{new.name} is a master now"
-            else:
-                what = f"{new.name} {old.state if old is not None else 'new'} -> {new.state}"
-                what += ", a master" if seated else ""
+            seated, was = "masters" in new.rings, old is not None and "masters" in old.rings
+            what = f"{new.name} {old.state if old is not None else 'new'} -> {new.state}"
+            if old is not None and old.state is new.state and old.incarnation == new.incarnation:
+                what = f"{new.name} is {'a master now' if seated else 'no master any more'}"
+            elif seated and not was:
+                what += ", a master"
             steps.append(what)
-        self.view = apply(self.view, event)
-        self.lines.append(f"epoch {event.epoch}, by {event.master}: {'; '.join(steps)}")
+        if event.founders:
+            steps.append(f"the shards are founded by {', '.join(' '.join(names) for names in event.founders)}")
+        said = "; ".join(steps) or "nothing but that it leads"
+        self.lines.append(f"epoch {event.epoch}, by {event.master} in term {event.term}: {said}")
+
+    def follow_seats(self, suspected: str) -> None:
+        while step := next_group(self.view, self.voters, self.learners, suspected.split(",")):
+            self.voters, self.learners = step
+            learning = f"; {' '.join(self.learners)} learn" if self.learners else ""
+            self.lines.append(f"{' '.join(self.voters)} vote{learning}")
 
 
 def join(name: str, options: dict[str, str]) -> Join:
@@ -101,26 +126,23 @@ def test_masters(scenario, transcript):
         view = cluster.view
         match step.name, step.args:
             case "birth", [name]:
-                cluster.found(name, int(step.options.get("expect", 1)))
+                cluster.expect = int(step.options.get("expect", 1))
+                cluster.voters = (name,)
+                cluster.lead(name, join(name, {}))
             case "together", []:
                 words = [line.split() for line in step.input]
                 cluster.plan(*(request(cluster, name, args, {}) for name, *args in words))
             case "plan", []:
                 cluster.now_s += float(step.options.get("after", 0))
                 cluster.plan()
-            case "quorum", names:
-                cluster.lines.append("yes" if has_quorum(view, names) else "no")
-            case "master", ["without", *names]:
-                cluster.lines.append(acting_master(view, names) or "nobody")
-            case "rebirth", names:
-                leader = leader_of_rebirth(view, names)
-                if leader is None:
-                    return "no quorum of those who were online is back: they wait"
-                cluster.lines.append(f"{leader} leads")
-                cluster.master = Master(leader, expect=1, expect_timeout_s=EXPECT_TIMEOUT_S, masters_max=3)
-                cluster.commit(rebirth(view, join(leader, {"incarnation": "1001"})))
+            case "leader", [name]:
+                cluster.lead(name)
+            case "late", [name]:
+                cluster.commit(NodeEvent(view.epoch, view.digest - 1, cluster.term - 1, name))
+            case "group", []:
+                cluster.follow_seats(step.options.get("suspected", ""))
             case "view", []:
-                cluster.lines.append(f"epoch {view.epoch}, master {view.master or 'nobody'}")
+                cluster.lines.append(f"epoch {view.epoch}, master {view.master} in term {view.term}")
                 cluster.lines += [
                     f"{name}: {member.state}, incarnation {member.incarnation}, "
                     f"{'masters and global ring' if 'masters' in member.rings else 'global ring'}"

@@ -31,6 +31,7 @@ class Membership(Protocol):
     @property
     def view(self) -> View: ...
     def suspected(self) -> list[str]: ...
+    def unsettled(self) -> list[str]: ...
     def statistics(self) -> dict[str, Any]: ...
     async def set_placement(self, policy: PolicySource | None) -> int: ...
 
@@ -123,7 +124,7 @@ class AdminService:
     def _unsettled(self, me: Member | None) -> list[str]:
         if me is None or not me.online or me.incarnation < self._endpoint.incarnation:
             return ["has not joined yet"]
-        return [f"suspects {name}" for name in self._membership.suspected()]
+        return self._membership.unsettled()
 
     def _counters(self) -> dict[str, Any]:
         cls, db, comm = self._membership.statistics(), self._db.statistics(), self._endpoint.statistics()

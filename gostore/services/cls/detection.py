@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def to_wire(item: Item[NodeEvent]) -> list[Any]:
-    """``[epoch, digest, event, path]``: the version stands in front, so that a duplicate need not be read."""
-    return [item.event.epoch, item.event.digest, item.event.to_wire(), list(item.path)]
+    """``[epoch, event, path]``: the epoch stands in front, so that a duplicate need not be read."""
+    return [item.event.epoch, item.event.to_wire(), list(item.path)]
 
 
 def from_wire(wire: Any) -> Item[NodeEvent]:
     """Raises ``ValueError`` on anything that :func:`to_wire` did not make."""
     match wire:
-        case [int(epoch), int(digest), event, [*path]] if all(isinstance(name, str) for name in path):
+        case [int(epoch), event, [*path]] if all(isinstance(name, str) for name in path):
             item = Item(NodeEvent.from_wire(event), tuple(path))
-            if (item.event.epoch, item.event.digest) == (epoch, digest):
+            if item.event.epoch == epoch:
                 return item
     raise ValueError(f"not an event on its way: {wire!r:.200}")
 
@@ -88,9 +88,7 @@ class Detection:
                         cls.pull(source)
         self.arm()
 
-    def probed(
-        self, source: str, kind: str, seq: int, epoch: int, digest: int, rumours: list[Any], target: str = ""
-    ) -> None:
+    def probed(self, source: str, kind: str, seq: int, epoch: int, rumours: list[Any], target: str = "") -> None:
         """A probe, or an answer to one, came in. Raises :class:`BadRequest`.
 
         Only a member answers, and refutes: who merely bears a member's name (it restarted and is not back yet, or is
@@ -103,17 +101,13 @@ class Detection:
         except ValueError as error:
             raise BadRequest(str(error)) from None
         self.perform(self.swim.receive(source, message, self._cls.now_s()))
-        self.heard(source, epoch, digest)
-
-    def heard(self, source: str, epoch: int, digest: int) -> None:
-        """A peer told the version of its view."""
-        self.gossip.heard(source, (epoch, digest), self._cls.view.version, self._cls.now_s())
+        self.gossip.heard(source, epoch, self._cls.view.epoch, self._cls.now_s())
         self.arm()
 
     def news(self, items: Sequence[Any]) -> list[Item[NodeEvent]]:
         """What of the items that came in was not seen yet. Raises :class:`BadRequest`."""
         try:
-            return [from_wire(wire) for wire in items if not self.gossip.is_duplicate(wire[0], wire[1])]
+            return [from_wire(wire) for wire in items if not self.gossip.is_duplicate(wire[0])]
         except (ValueError, TypeError, IndexError) as error:
             raise BadRequest(f"event: {error}") from None
 
@@ -145,9 +139,10 @@ class Detection:
                 case swim.Send(to, message):
                     rumours = [rumour.to_wire() for rumour in message.rumours]
                     target = (message.target,) if message.kind == swim.PING_REQ else ()
-                    self._cast(to, message.kind, message.seq, *cls.view.version, rumours, *target)
+                    self._cast(to, message.kind, message.seq, cls.view.epoch, rumours, *target)
                 case swim.Suspected(name, incarnation, first_hand):
                     events.publish("suspect", member=name, incarnation=incarnation)
+                    cls.look_for_leaders(name)
                     master = cls.acting_master()
                     if first_hand and master is not None and master not in (cls.name, name):
                         self._cast(master, "report", name, incarnation)

@@ -9,12 +9,12 @@ again every period, until it was told a number of times logarithmic in the membe
 carries the *path* it took, the names of all who passed it on, for the eye of whoever studies it (and its last hops are
 not told what they told). An event that was seen is a duplicate and goes no further.
 
-*Anti-entropy* (1.3) is sure. Every probe carries the sender's version (epoch and digest of its view). Who hears of a
-later one than its own, and does not get there by rumours within ``patience_s``, *pulls* the whole state.
+*Anti-entropy* (1.3) is sure. Every probe carries the epoch of the sender's view. Who hears of a later one than its
+own, and does not get there by rumours within ``patience_s``, *pulls* the whole state.
 
-Events are numbered by epoch and take effect in order. One that comes too early is held until its predecessors are here.
-One that does not continue our own history, though its number would fit, comes from a fork (two masters in a
-partition): the later of both histories, by (epoch, digest), is pulled, and the other is given up.
+Only what the masters have committed is spread, so there is one event of an epoch. Events take effect in order. One that
+comes too early is held until its predecessors are here. One whose number would fit, but which does not continue what is
+here (a view that was read from the disk, and is none of the running cluster), makes a member pull.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from gostore.core.ports import Rng
 
 Version = tuple[int, int]
-"""(epoch, digest) of a view."""
+"""(epoch, digest) of a view: the digest of a view that was only read from the disk is 0."""
 
 SEEN_MAX: Final = 1024
 """Events remembered to know duplicates; many more than are under way at a time."""
@@ -128,24 +128,24 @@ class Gossip(Generic[E]):
         self.name = name
         self.tunables = tunables
         self._rng = rng
-        self._seen: OrderedDict[Version, None] = OrderedDict()
+        self._seen: OrderedDict[int, None] = OrderedDict()
         self._held: dict[int, tuple[Item[E], str]] = {}
-        self._queue: dict[Version, _Queued[E]] = {}
+        self._queue: dict[int, _Queued[E]] = {}
         self._turn: list[str] = []
         self._tell_s = math.inf
         self._told_s = -math.inf
-        self._behind: tuple[Version, str] | None = None
+        self._behind: tuple[int, str] | None = None
         self._pull_s = math.inf
-        self.counts = dict.fromkeys(("told", "delivered", "duplicates", "stale", "held", "forks", "pulls"), 0)
+        self.counts = dict.fromkeys(("told", "delivered", "duplicates", "stale", "held", "unfit", "pulls"), 0)
 
     def publish(self, event: E, members: int, now_s: float) -> None:
         """Spread an event of our own, which is applied here already. ``members``: how many there are to tell."""
-        self._is_new((event.epoch, event.digest))
+        self._is_new(event.epoch)
         self._enqueue(Item(event, (self.name,)), members, now_s)
 
-    def is_duplicate(self, epoch: int, digest: int) -> bool:
+    def is_duplicate(self, epoch: int) -> bool:
         """Whether this event was seen already; one that was is counted, and need not be received."""
-        seen = (epoch, digest) in self._seen
+        seen = epoch in self._seen
         self.counts["duplicates"] += seen
         return seen
 
@@ -156,23 +156,21 @@ class Gossip(Generic[E]):
         effects: list[Deliver[E] | Pull] = []
         for item in sorted(items, key=lambda item: item.event.epoch):
             event = item.event
-            if not self._is_new((event.epoch, event.digest)):
+            if not self._is_new(event.epoch):
                 self.counts["duplicates"] += 1
+            elif event.epoch <= version[0]:
+                self.counts["stale"] += 1
             elif event.epoch > version[0] + 1:
                 self._hold(item, source, now_s)
-            elif (event.epoch, event.previous) == (version[0] + 1, version[1]):
+            elif event.previous == version[1]:
                 version = self._deliver(item, members, now_s, effects)
-            elif (event.epoch, event.digest) > version:
-                self.counts["forks"] += 1
-                self._behind = None
-                effects.append(Pull(source))
             else:
-                self.counts["stale"] += 1
+                effects.append(self._give_back(event, source))
         self._release(version, members, now_s, effects)
         return effects
 
-    def heard(self, source: str, theirs: Version, ours: Version, now_s: float) -> None:
-        """A probe or its answer said which version ``source`` has."""
+    def heard(self, source: str, theirs: int, ours: int, now_s: float) -> None:
+        """A probe or its answer said at which epoch ``source`` is."""
         if theirs > ours and (self._behind is None or theirs > self._behind[0]):
             if self._behind is None:
                 self._pull_s = now_s + self.tunables.patience_s
@@ -204,10 +202,10 @@ class Gossip(Generic[E]):
             self._tell_s = now_s + self.tunables.period_s if self._queue else math.inf
         return effects
 
-    def _is_new(self, version: Version) -> bool:
-        if version in self._seen:
+    def _is_new(self, epoch: int) -> bool:
+        if epoch in self._seen:
             return False
-        self._seen[version] = None
+        self._seen[epoch] = None
         if len(self._seen) > SEEN_MAX:
             self._seen.popitem(last=False)
         return True
@@ -217,8 +215,15 @@ class Gossip(Generic[E]):
         self._held[item.event.epoch] = (item, source)
         if len(self._held) > HELD_MAX:
             dropped = self._held.pop(max(self._held))[0].event
-            self._seen.pop((dropped.epoch, dropped.digest), None)
-        self.heard(source, (item.event.epoch, item.event.digest), (0, 0), now_s)
+            self._seen.pop(dropped.epoch, None)
+        self.heard(source, item.event.epoch, 0, now_s)
+
+    def _give_back(self, event: E, source: str) -> Pull:
+        """It does not continue what is here: the whole is pulled. It may come again."""
+        self.counts["unfit"] += 1
+        self._seen.pop(event.epoch, None)
+        self._behind = None
+        return Pull(source)
 
     def _deliver(self, item: Item[E], members: int, now_s: float, effects: list[Deliver[E] | Pull]) -> Version:
         event = item.event
@@ -233,19 +238,18 @@ class Gossip(Generic[E]):
         while (found := self._held.pop(version[0] + 1, None)) is not None:
             item, source = found
             if item.event.previous != version[1]:
-                self.counts["forks"] += 1
-                effects.append(Pull(source))
+                effects.append(self._give_back(item.event, source))
                 break
             version = self._deliver(item, members, now_s, effects)
         for epoch in [epoch for epoch in self._held if epoch <= version[0]]:
             del self._held[epoch]
-        if self._behind is not None and self._behind[0] <= version:
+        if self._behind is not None and self._behind[0] <= version[0]:
             self._behind, self._pull_s = None, math.inf
 
     def _enqueue(self, item: Item[E], members: int, now_s: float) -> None:
         if len(self._queue) >= QUEUE_MAX:
             del self._queue[next(iter(self._queue))]
-        self._queue[item.event.epoch, item.event.digest] = _Queued(item, self.tunables.tellings(members))
+        self._queue[item.event.epoch] = _Queued(item, self.tunables.tellings(members))
         self._tell_s = now_s
 
     def _tell(self, peers: Sequence[str]) -> list[Tell[E]]:
@@ -260,7 +264,7 @@ class Gossip(Generic[E]):
             for queued in chosen:
                 queued.left -= 1
                 if queued.left <= 0:
-                    del self._queue[queued.item.event.epoch, queued.item.event.digest]
+                    del self._queue[queued.item.event.epoch]
         if not effects:
             # Nobody is left who did not tell us: the items have no one to go to.
             self._queue.clear()

@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgpack
 
 from gostore.cluster.view import RingCache, View
-from gostore.core.errors import Corrupt, Unavailable
+from gostore.core.errors import Corrupt, Fenced, Unavailable
 from gostore.env import Env
-from gostore.services.cls.masters import NodeEvent, apply, fits
+from gostore.services.cls.masters import NodeEvent, apply
 from gostore.storage import Wal
 
 GROUP: Final = 0
@@ -103,18 +103,16 @@ class History:
                     view = View.from_wire(wire, cache)
                     self._since_snapshot = 0
                 elif view is not None:
-                    event = NodeEvent.from_wire(wire)
-                    # One that was appended by a master that lost the lead meanwhile, and continues nothing, is void.
-                    view = apply(view, event) if fits(view, event) else view
+                    view = apply(view, NodeEvent.from_wire(wire))
                     self._since_snapshot += 1
-            except ValueError as error:
+            except (ValueError, Fenced) as error:
                 raise Corrupt(f"record {record.index} of the membership log cannot be read: {error}") from error
         return view
 
     def append_event(self, event: NodeEvent, view: View) -> None:
         """``view``: the one that ``event`` leads to. Durable after :meth:`sync`; raises :class:`Unavailable`."""
         self._since_snapshot += 1
-        if self._since_snapshot >= EVENTS_PER_SNAPSHOT:
+        if self._since_snapshot >= EVENTS_PER_SNAPSHOT or not self._wal.last_index(GROUP):
             self.append_view(view)
         else:
             self._append(event.to_wire(), EVENT)

@@ -1,19 +1,19 @@
-"""The leader's loop: gathers requests, calls the roll of the dead, and commits what ``masters`` decides.
+"""The leader's loop: gathers requests, gives the dead a last call, and lets the group commit what ``masters`` decides.
 
-It runs on every node and is idle on all but the one that leads, or is about to.
+It runs on every node and is idle on all but the leader of the masters' group.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from gostore.cluster import WAITING, View
+from gostore.cluster import found
 from gostore.comm import Call
 from gostore.core.errors import GoStoreError, NotOwner, Unavailable
-from gostore.services.cls import masters
-from gostore.services.cls.masters import Dead, Master, Request
+from gostore.services.cls import machine
+from gostore.services.cls.masters import Dead, Master, Plan, Request
 
 if TYPE_CHECKING:
     from gostore.services.cls.service import ClsService
@@ -27,17 +27,17 @@ BATCH_MAX: Final = 256
 HANDOVERS_MAX: Final = 3
 """How often one request may find that the leadership has just moved."""
 
-ROLL_CALL_PERIODS: Final = 5
-"""The roll is called for this many probe periods: time for a third attempt, also on a busy machine."""
+COMMIT_TIMEOUT_S: Final = 5.0
+"""An event that is not committed by then may still be: those who asked are told so."""
 
 LAST_CALL_PERIODS: Final = 2
 """Those that were found dead get this long to answer. They make every declaration of a death wait so long."""
 
-ROLL_CALLS_MAX: Final = 3
-"""Requests are refused after so many roll calls in a row found no quorum."""
+PAUSE_PERIODS: Final = 2
+"""Between two tries of what did not succeed: to declare a death, to change the group."""
 
-ROLL_CALL_PAUSE_PERIODS: Final = 2
-"""Between two roll calls, when the first found no quorum."""
+CATCH_UP_PAUSE_S: Final = 0.01
+"""Between two looks whether a new master has learned what there is."""
 
 SPACING_S: Final = 0.000_5
 """Per member, between two rounds of events: an event costs every member some messages, and in a large cluster it is
@@ -47,23 +47,27 @@ Waiting = tuple[Request, "asyncio.Future[int]"]
 
 
 class Leader:
-    """The part of one node's membership that leads when it is its turn."""
+    """The part of one node's membership that leads while this node is the leader of the masters' group."""
 
     def __init__(self, cls: ClsService) -> None:
         config = cls.config.cls
         self._cls = cls
         self._master = Master(
-            cls.name, expect=config.expect, expect_timeout_s=config.expect_timeout_s, masters_max=config.masters_max
+            cls.name,
+            expect=config.expect,
+            expect_timeout_s=config.expect_timeout_s,
+            masters_max=config.masters_max,
+            seat_timeout_s=config.seat_timeout_s,
+            found=lambda view: found(view, cls.config.db.shards),
         )
         self._wake = asyncio.Event()
         self._requests: list[Waiting] = []
+        self._deaths: list[Dead] = []
         self._alarm: asyncio.TimerHandle | None = None
-        self._roll_call_s = 0.0
-        """No roll call before this time."""
-        self._roll_calls_failed = 0
+        self._pause_until_s = 0.0
 
     def wake(self) -> None:
-        """The view has changed, or somebody was found dead: look what is to be done."""
+        """The view or the group has changed, or somebody was found dead: look what is to be done."""
         self._wake.set()
 
     def stop(self, error: GoStoreError) -> None:
@@ -72,13 +76,13 @@ class Leader:
 
     def require(self, call: Call) -> None:
         """Only the master goes on; others send the request to it. Raises :class:`Unavailable` when there is none."""
-        if not self._cls.is_member:
-            raise Unavailable(f"{self._cls.name} is not a member yet; ask again later")
-        master = self._cls.acting_master()
-        if master is None:
+        cls = self._cls
+        if cls.leads:
+            return
+        master = cls.acting_master()
+        if master is None or master == cls.name:
             raise Unavailable("the cluster has no master now; ask again later")
-        if master != self._cls.name:
-            call.redirect(master)
+        call.redirect(master)
 
     async def decide(self, call: Call, request: Request) -> int:
         """Let the master decide; the epoch in which it holds. Raises what refuses it, and redirects."""
@@ -104,98 +108,128 @@ class Leader:
             try:
                 await self._lead()
             except GoStoreError as error:
-                self._refuse(error)
+                self._cls.env.log.info("%s could not decide: %s", self._cls.name, error)
+                self._try_again()
             if self._cls.view is not before:
                 await asyncio.sleep(SPACING_S * len(before.members))
 
     async def _lead(self) -> None:
-        """One round: who is dead, what was asked, who goes online."""
+        """One round: who is dead, what was asked, who goes online, who is a master."""
         cls = self._cls
-        if not cls.is_member or cls.acting_master() != cls.name:
-            self._refuse(NotOwner(f"{cls.name} is not the master"))
+        if not cls.leads:
+            self._deaths = []
+            self._refuse(NotOwner(f"{cls.name} is not the master", owner=None))
             return
-        deaths: list[Dead] = []
-        dead = cls.found_dead()
-        if dead or not masters.has_quorum(cls.view, [cls.name, *cls.answered_lately()]):
-            if not (dead or self._requests or cls.view.in_states(*WAITING)):
-                return
-            alive = await self._call_the_roll(dead)
-            if alive is None:
-                if self._roll_calls_failed >= ROLL_CALLS_MAX:
-                    self._refuse(Unavailable(f"{cls.name} may not decide: too few members answer it; ask again later"))
-                return
-            deaths = [Dead(name, incarnation) for name, incarnation in dead.items() if name not in alive]
-        async with cls.lock:
-            if cls.view.master == cls.name or any(death.name == cls.view.master for death in deaths):
-                await self._lead_on(deaths)
-        if not cls.is_master:
-            self._refuse(NotOwner(f"{cls.name} is not the master any more"))
-        elif (due_s := self._master.due_s(cls.view)) is not None:
-            self._set_alarm(due_s)
+        self._look_for_the_dead()
+        if not await self._decide_all():
+            self.wake()
+            return
+        if cls.next_group() is not None:
+            cls.background("masters", self._change_group())
+        self._set_alarm(self._master.due_s(cls.committed, cls.now_s()))
 
-    async def _lead_on(self, deaths: list[Dead]) -> None:
-        """Under the lock: commit event after event until nothing is left to decide."""
+    async def _decide_all(self) -> bool:
+        """Commit event after event until nothing is left to decide; false when this node leads no longer.
+
+        Raises what the group raises.
+        """
         cls = self._cls
-        while deaths or cls.is_master:
+        while cls.leads:
             batch, self._requests = self._requests[:BATCH_MAX], self._requests[BATCH_MAX:]
-            requests: list[Request] = [*deaths, *(request for request, _ in batch)]
-            plan = self._master.plan(cls.view, requests, cls.now_s(), cls.found_dead())
+            deaths, self._deaths = self._deaths, []
+            own = [] if cls.is_member or cls.is_gone else [cls.join_request()]
+            plan = self._plan([*own, *deaths, *(request for request, _ in batch)])
             if plan.event is not None:
                 try:
-                    await cls.commit(plan.event)
+                    taken = await cls.group.propose(machine.pack(plan.event), cls.now_s() + COMMIT_TIMEOUT_S)
                 except GoStoreError as error:
                     _settle(batch, [error] * len(batch), 0)
                     raise
-            _settle(batch, plan.refusals[len(deaths) :], cls.view.epoch)
-            deaths = []
+                if not taken:
+                    # It was planned before all that the leaders before have committed was known here.
+                    self._requests[:0] = batch
+                    continue
+            if own and (refusal := plan.refusals[0]) is not None:
+                cls.refused_itself(refusal)
+                self.wake()
+            _settle(batch, plan.refusals[len(own) + len(deaths) :], cls.committed.epoch)
             if plan.event is None and not self._requests:
-                return
+                return True
+        return False
 
-    async def _call_the_roll(self, dead: Container[str]) -> list[str] | None:
-        """The members that answer, ourselves included; ``None`` when there is no quorum, or one knows a later view.
-
-        Whoever of the ``dead`` answers is dead no more. One that restarted, and is not back yet, has its vote all the
-        same, as it remembers what it knew; it is no member until it is let in again.
-        """
-        cls, view = self._cls, self._cls.view
-        if cls.now_s() < self._roll_call_s:
-            self._set_alarm(self._roll_call_s)
-            return None
-        names = [name for name, member in view.members.items() if member.live and name != cls.name]
-        answers = await asyncio.gather(
-            *(self._roll(name, view, LAST_CALL_PERIODS if name in dead else ROLL_CALL_PERIODS) for name in names)
-        )
-        present = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
-        alive = [cls.name, *(name for name, (_, member) in present.items() if member)]
-        for name in alive:
-            if name in dead:
-                cls.vouch(name)
-        if cls.view.version != view.version:
-            self.wake()
-            return None
-        later = [name for name, (version, _) in present.items() if version > view.version]
-        if later:
-            cls.pull(max(later, key=lambda name: present[name][0]))
-        elif masters.has_quorum(view, [cls.name, *present]):
-            self._roll_calls_failed = 0
-            return alive
-        else:
-            cls.env.log.warning("%s sees %d of %d online members", cls.name, len(present) + 1, len(view.online))
-        self._roll_calls_failed += 1
-        self._roll_call_s = cls.now_s() + ROLL_CALL_PAUSE_PERIODS * cls.tunables.period_s
-        self._set_alarm(self._roll_call_s)
-        return None
-
-    async def _roll(self, name: str, view: View, periods: int) -> tuple[tuple[int, int], bool] | None:
-        """One member's version and whether it is a member; ``None`` when it does not answer."""
+    def _plan(self, requests: Sequence[Request]) -> Plan:
         cls = self._cls
-        timeout_s = periods * cls.tunables.period_s
+        return self._master.plan(
+            cls.committed,
+            cls.group.status.term,
+            requests,
+            cls.now_s(),
+            dead=cls.found_dead(),
+            seated=cls.next_group() is None,
+            policy=cls.policy,
+        )
+
+    # the dead
+
+    def _look_for_the_dead(self) -> None:
+        dead = self._cls.found_dead()
+        if dead and self._cls.now_s() >= self._pause_until_s:
+            self._cls.background("last-call", self._last_call(dead))
+
+    async def _last_call(self, dead: dict[str, int]) -> None:
+        """Who was found dead and does not answer now either is to be declared so.
+
+        Only by a leader whom a majority of the masters answers: one that is cut off must not accuse the others.
+        """
+        cls = self._cls
+        answers = await asyncio.gather(*(self._call(name) for name in dead))
+        for name, alive in zip(dead, answers, strict=True):
+            if alive:
+                cls.vouch(name)
+        deaths = [Dead(name, dead[name]) for name, alive in zip(dead, answers, strict=True) if not alive]
+        if not deaths:
+            return
         try:
-            reply = await cls.endpoint.call(name, "cls", "roll_call", *view.version, timeout_s=timeout_s)
-            epoch, digest, member = reply.value
-            return (int(epoch), int(digest)), bool(member)
-        except (GoStoreError, ValueError, TypeError):
-            return None
+            await cls.group.read_barrier(cls.now_s() + COMMIT_TIMEOUT_S)
+        except GoStoreError as error:
+            cls.env.log.warning("%s may not declare %s dead: %s", cls.name, ", ".join(dead), error)
+            self._try_again()
+            return
+        self._deaths = deaths
+        self.wake()
+
+    async def _call(self, name: str) -> bool:
+        cls = self._cls
+        try:
+            timeout_s = LAST_CALL_PERIODS * cls.tunables.period_s
+            return (await cls.endpoint.call(name, "cls", "last_call", timeout_s=timeout_s)).value is True
+        except GoStoreError:
+            return False
+
+    # the group
+
+    async def _change_group(self) -> None:
+        """Let the members of the group follow the seats, one change at a time."""
+        cls = self._cls
+        try:
+            deadline_s = cls.now_s() + COMMIT_TIMEOUT_S
+            while cls.leads and (step := cls.next_group()) is not None:
+                new = [name for name in step[0] if name not in cls.group.configuration.voters]
+                if cls.now_s() < deadline_s and not all(cls.group.caught_up(name) for name in new):
+                    await asyncio.sleep(CATCH_UP_PAUSE_S)
+                else:
+                    await cls.group.change(*step, deadline_s)
+        except GoStoreError as error:
+            cls.env.log.info("%s could not change the masters: %s", cls.name, error)
+            self._try_again()
+        else:
+            self.wake()
+
+    # time
+
+    def _try_again(self) -> None:
+        self._pause_until_s = self._cls.now_s() + PAUSE_PERIODS * self._cls.tunables.period_s
+        self._set_alarm(self._pause_until_s)
 
     def _set_alarm(self, when_s: float | None) -> None:
         """Look again at this time, if nothing wakes the leader before."""

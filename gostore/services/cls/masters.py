@@ -1,44 +1,42 @@
-"""The master: who decides what the cluster consists of, and by which rules. Pure.
+"""The master: what the cluster consists of, and by which rules. Pure.
 
 Theory of operation
 ===================
-One member decides: the first of the masters ring that is online, by seniority. What it decides is a :class:`NodeEvent`,
-numbered by the epoch that it makes. Master and followers alike turn one view into the next with :func:`apply`, and an
-event applies to the one view that it continues: same epoch, same history (digest). So all that reach an epoch by the
-same history hold the same view.
+Some members, the *masters*, are a Raft group (``gostore.consensus``). Its log is the history of the cluster: an entry
+is a :class:`NodeEvent`, numbered by the epoch that it makes. The leader of the group is the master: it decides
+(:meth:`Master.plan`), and what it decides holds when it is committed, not before. Masters and followers alike turn one
+view into the next with :func:`apply`, and an event applies to the one view that it continues: same epoch, same history
+(digest). What a leader planned on a view that has been overtaken is in the log too, fits nothing, and is void for all.
+So an epoch has one event, one view and one master, whatever the network does; and a member is admitted or expelled by
+a committed entry only.
 
-Requests (somebody joins, died, leaves; a policy is to be installed) are gathered while the last event is being written,
-and decided together (:meth:`Master.plan`): a hundred nodes that join at once cost few epochs.
+*A new leader* begins with an event of its own, even if nothing else changes: it names the master and the term, and the
+view says who leads.
 
-*Birth.* Nobody is online before ``expect`` members wait to be, or the first of them has waited ``expect_timeout_s``;
-then all go online in one event. Their rings start as they will be, and nothing has to be moved between them.
+Requests (somebody joins, died, leaves; a policy is to be installed) are gathered while the last event is being
+committed, and decided together: a hundred nodes that join at once cost few epochs.
 
-*Death.* The failure detector's word grants nothing. Before the master declares a member offline it calls the roll: it
-asks all online members, the accused too. It goes on only if those who answer are a *quorum* of the online (dynamic
-voting with a tie-break; Jajodia, Mutchler: "Dynamic Voting Algorithms", TODS 1990): more than half, or half with the
-most senior among them. So of two sides of a partition at most one goes on, and a single node that was cut off expels
-nobody. (One that restarted and is not back yet has its vote.) A master that is found dead is succeeded by the next of
-its ring, under the same condition.
+*Birth.* Nobody is online before ``expect`` members wait to be and those who shall be masters are, or the first of them
+has waited ``expect_timeout_s``; then all go online in one event. Their rings start as they will be, and nothing has to
+be moved between them. That event also names the founders of the shards' groups, once and for all.
 
-*Every decision* needs a quorum that answered lately: a probe, so lately that nobody can have declared the master dead
-since, or the roll call. A master that wakes after it was deposed thus learns of it before it decides.
-
-*Limits.* There is no vote on an event: in the moment between another's roll call and the arrival of its event, two
-masters may still number different events alike. The fork is found by the digest; the history with the greater
-(epoch, digest) stays, and who was only in the other one joins again.
+*Seats.* The masters ring has up to ``masters_max`` seats, an odd number: an even group would be stopped by as many
+losses as the next smaller odd one. They are held by the most senior; who leaves gives its seat up, and who is offline
+for ``seat_timeout_s`` gives it to another member, if there is one. The members of the Raft group follow the seats
+(:func:`next_group`): a new master learns first, then votes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from gostore.cluster.members import LIVE, MASTERS_RING, WAITING, Member, MemberChange, NodeState, is_legal
-from gostore.cluster.view import View
+from gostore.cluster.members import MASTERS_RING, WAITING, Member, MemberChange, NodeState, is_legal
+from gostore.cluster.view import Founders, RingSpec, View, founders_from_wire, founders_to_wire
 from gostore.core.address import Address
 from gostore.core.errors import AlreadyExists, BadRequest, Fenced, GoStoreError, NotFound
 from gostore.core.slots import PolicySource
@@ -49,24 +47,38 @@ _SEATED: Final = (NodeState.JOINING, NodeState.CONNECTING, NodeState.ONLINE, Nod
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """One change of the cluster, made by ``master``: the view of (epoch - 1, previous) becomes (epoch, digest).
+    """One change of the cluster, made by ``master`` in ``term``: the view of (epoch - 1, previous) becomes (epoch,
+    digest).
 
-    ``members``: records to merge, in this order; one member may appear twice (connecting, then online).
+    ``members``: records to merge, in this order; one member may appear twice (connecting, then online). ``rings``: of
+    the first event. ``founders``: of the one that brings the first members online.
     """
 
     epoch: int
     previous: int
+    term: int
     master: str
-    members: tuple[Member, ...]
+    members: tuple[Member, ...] = ()
     policy: PolicySource | None = None
+    rings: Mapping[str, RingSpec] | None = None
+    founders: Founders = ()
     digest: int = field(init=False)
     _wire: list[Any] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        members = [member.to_wire() for member in self.members]
-        policy = self.policy.to_wire() if self.policy else None
-        object.__setattr__(self, "_wire", [self.epoch, self.previous, self.master, members, policy])
-        object.__setattr__(self, "digest", xxh3_64_intdigest(msgpack.packb(self._wire)))
+        rings = None if self.rings is None else {name: spec.to_wire() for name, spec in self.rings.items()}
+        wire = [
+            self.epoch,
+            self.previous,
+            self.term,
+            self.master,
+            [member.to_wire() for member in self.members],
+            self.policy.to_wire() if self.policy else None,
+            rings,
+            founders_to_wire(self.founders),
+        ]
+        object.__setattr__(self, "_wire", wire)
+        object.__setattr__(self, "digest", xxh3_64_intdigest(msgpack.packb(wire)))
 
     def to_wire(self) -> list[Any]:
         """One list for all who ask (an event is told many times): not to be changed."""
@@ -76,13 +88,18 @@ class NodeEvent:
     def from_wire(cls, wire: Any) -> NodeEvent:
         """Raises ``ValueError`` on anything that :meth:`to_wire` did not make."""
         match wire:
-            case [int(epoch), int(previous), str(master), [*members], policy] if epoch >= 1 and previous >= 0:
+            case [
+                int(epoch), int(previous), int(term), str(master), [*members], policy, dict() | None as rings, founders
+            ] if epoch >= 1 and previous >= 0 and term >= 0:  # fmt: skip
                 return cls(
                     epoch,
                     previous,
+                    term,
                     master,
                     tuple(Member.from_wire(member) for member in members),
                     None if policy is None else PolicySource.from_wire(policy),
+                    None if rings is None else {str(name): RingSpec.from_wire(rings[name]) for name in rings},
+                    founders_from_wire(founders),
                 )
         raise ValueError(f"not a node event: {wire!r:.200}")
 
@@ -101,7 +118,17 @@ def apply(view: View, event: NodeEvent) -> View:
     known = view.cache.known(view.cluster, event.epoch, event.digest)
     if known is not None:
         return known
-    return view.cache.share(view.with_members(event.members, digest=event.digest, policy=event.policy))
+    return view.cache.share(
+        view.with_members(
+            event.members,
+            policy=event.policy,
+            digest=event.digest,
+            master=event.master,
+            term=event.term,
+            rings=view.rings if event.rings is None else event.rings,
+            founders=view.founders or event.founders,
+        )
+    )
 
 
 def changes_of(view: View, event: NodeEvent) -> tuple[MemberChange, ...]:
@@ -114,28 +141,6 @@ def changes_of(view: View, event: NodeEvent) -> tuple[MemberChange, ...]:
             latest[member.name] = member
             steps.append(MemberChange(old, member))
     return tuple(steps)
-
-
-def acting_master(view: View, dead: Container[str] = ()) -> str | None:
-    """Who leads as seen by somebody who takes ``dead`` for dead: the first of the masters ring that is left."""
-    if view.online:
-        return next((name for name in view.masters if view.members[name].online and name not in dead), None)
-    waiting = (name for name in view.masters if view.members[name].state in WAITING)
-    return next((name for name in waiting if name not in dead), None)
-
-
-def has_quorum(view: View, alive: Container[str]) -> bool:
-    """Whether those alive may go on without the others: more than half of the online, or half with the most senior.
-
-    While nobody is online there is nothing to protect.
-    """
-    return not view.online or _are_quorum(view, view.online, alive)
-
-
-def _are_quorum(view: View, voters: Sequence[str], alive: Container[str]) -> bool:
-    votes = sum(name in alive for name in voters)
-    senior = min(voters, key=lambda name: (view.members[name].joined, name))
-    return 2 * votes > len(voters) or (2 * votes == len(voters) and senior in alive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +156,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The failure detector found that a member died in this incarnation, and the roll call agreed."""
+    """The failure detector found that a member died in this incarnation, and it did not answer the last call."""
 
     name: str
     incarnation: int
@@ -176,6 +181,25 @@ class Install:
 Request = Join | Dead | Depart | Install
 
 
+def next_group(
+    view: View, voters: Collection[str], learners: Collection[str], suspected: Container[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The next step of the masters' Raft group towards the seats: (voters, learners), ``None`` when it is there.
+
+    A new voter is a learner first; then it is exchanged, together with those who gave their seats up. Who is not alive
+    is not taken in. The number of voters stays odd, as far as those who are alive allow it.
+    """
+    here = [n for n in view.masters if n in voters or (view.members[n].live and n not in suspected)]
+    if len(here) % 2 == 0 and (new := [name for name in here if name not in voters]):
+        here.remove(new[-1])
+    if not here or sorted(here) == sorted(voters):
+        return (tuple(voters), ()) if learners else None
+    missing = [name for name in here if name not in voters]
+    if all(name in learners for name in missing):
+        return tuple(here), ()
+    return tuple(voters), tuple(missing)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``event``: what to commit, ``None`` when nothing changes. ``refusals``: per request, ``None`` when granted."""
@@ -185,18 +209,50 @@ class Plan:
 
 
 class Master:
-    """The decisions of the node ``name`` while it leads."""
+    """The decisions of the node ``name`` while it leads.
 
-    def __init__(self, name: str, *, expect: int, expect_timeout_s: float, masters_max: int) -> None:
+    ``found``: with whom the shards' groups begin, by the view that brings the first members online.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        expect: int,
+        expect_timeout_s: float,
+        masters_max: int,
+        seat_timeout_s: float,
+        found: Callable[[View], Founders],
+    ) -> None:
         self.name = name
         self.expect = expect
         self.expect_timeout_s = expect_timeout_s
         self.masters_max = masters_max
+        self.seat_timeout_s = seat_timeout_s
+        self._found = found
         self._waiting_since_s: float | None = None
+        self._offline_since_s: dict[str, float] = {}
+        """Masters that are offline, as far as this leader has seen it."""
 
-    def plan(self, view: View, requests: Sequence[Request], now_s: float, dead: Container[str] = ()) -> Plan:
-        """Decide on requests and on who goes online; ``dead``: whom the failure detector found dead meanwhile."""
+    def plan(
+        self,
+        view: View,
+        term: int,
+        requests: Sequence[Request],
+        now_s: float,
+        *,
+        dead: Container[str] = (),
+        seated: bool = True,
+        policy: PolicySource | None = None,
+    ) -> Plan:
+        """Decide on requests, on seats, and on who goes online.
+
+        ``dead``: whom the failure detector found dead meanwhile. ``seated``: the group of the masters is what the seats
+        say. ``policy``: with which a new cluster begins.
+        """
         draft = _Draft(view)
+        if view.epoch == 0:
+            draft.policy, draft.rings = policy, view.rings
         refusals: list[GoStoreError | None] = []
         for request in requests:
             try:
@@ -204,17 +260,23 @@ class Master:
                 refusals.append(None)
             except GoStoreError as error:
                 refusals.append(error)
-        draft.seat_masters(self.masters_max)
+        draft.seat_masters(self.masters_max, self._long_gone(view, now_s))
         # Joiners go online by an event of their own, which reaches them when they hold the state it continues.
         if not draft.changes and draft.policy is None:
-            self._release(draft, now_s, dead)
-        return Plan(draft.event(self.name), tuple(refusals))
+            self._release(draft, now_s, dead, seated)
+        return Plan(draft.event(self.name, term), tuple(refusals))
 
-    def due_s(self, view: View) -> float | None:
-        """When to plan again without a request: the end of the wait for the expected."""
-        if self._waiting_since_s is None or view.online or not view.in_states(*WAITING):
-            return None
-        return self._waiting_since_s + self.expect_timeout_s
+    def due_s(self, view: View, now_s: float) -> float | None:
+        """When to plan again without a request: the end of a wait."""
+        waits = [since_s + self.seat_timeout_s for since_s in self._offline_since_s.values()]
+        if self._waiting_since_s is not None:
+            waits.append(self._waiting_since_s + self.expect_timeout_s)
+        return min((wait_s for wait_s in waits if wait_s > now_s), default=None)
+
+    def _long_gone(self, view: View, now_s: float) -> list[str]:
+        offline = [name for name in view.masters if view.members[name].state is NodeState.OFFLINE]
+        self._offline_since_s = {name: self._offline_since_s.get(name, now_s) for name in offline}
+        return [name for name in offline if now_s >= self._offline_since_s[name] + self.seat_timeout_s]
 
     def _decide(self, draft: _Draft, request: Request) -> None:
         match request:
@@ -229,13 +291,14 @@ class Master:
             case Install(policy):
                 draft.policy = policy
 
-    def _release(self, draft: _Draft, now_s: float, dead: Container[str]) -> None:
+    def _release(self, draft: _Draft, now_s: float, dead: Container[str], seated: bool) -> None:
         """Bring those online who wait, as soon as it is allowed."""
         waiting = [name for name, m in draft.members.items() if m.state in WAITING and name not in dead]
         if not waiting:
             self._waiting_since_s = None
             return
-        if not any(member.online for member in draft.members.values()) and len(waiting) < self.expect:
+        born = bool(draft.view.founders)
+        if not born and (len(waiting) < self.expect or not seated):
             if self._waiting_since_s is None:
                 self._waiting_since_s = now_s
             if now_s < self._waiting_since_s + self.expect_timeout_s:
@@ -243,6 +306,8 @@ class Master:
         self._waiting_since_s = None
         for name in waiting:
             draft.take(draft.members[name].to(NodeState.ONLINE))
+        if not born:
+            draft.founders = self._found(draft.view.with_members(draft.changes))
 
 
 class _Draft:
@@ -253,6 +318,8 @@ class _Draft:
         self.members = dict(view.members)
         self.changes: list[Member] = []
         self.policy: PolicySource | None = None
+        self.rings: Mapping[str, RingSpec] | None = None
+        self.founders: Founders = ()
 
     def take(self, member: Member) -> None:
         old = self.members.get(member.name)
@@ -266,19 +333,44 @@ class _Draft:
         else:
             self.changes.append(member)
 
-    def seat_masters(self, masters_max: int) -> None:
-        """Fill the masters ring with the most senior."""
+    def seat_masters(self, masters_max: int, long_gone: Container[str]) -> None:
+        """Give the seats, an odd number of them, to those who hold them, then to the most senior of the others."""
         by_seniority = sorted(self.members.values(), key=lambda member: (member.joined, member.name))
-        seated = sum(MASTERS_RING in member.rings and member.state in _SEATED for member in by_seniority)
+        able = [m for m in by_seniority if m.state in _SEATED and (_is_master(m) or m.online or m.state in WAITING)]
+        # Who is long gone keeps a seat that nobody else can take.
+        able.sort(key=lambda member: (member.name in long_gone, not _is_master(member)))
+        seats = min(masters_max, len(able))
+        seats -= seats % 2 == 0 and seats > 0
+        chosen = [member.name for member in able[:seats]]
         for member in by_seniority:
-            if seated < masters_max and MASTERS_RING not in member.rings and (member.online or member.state in WAITING):
+            if _is_master(member) and member.name not in chosen and member.state is not NodeState.LEFT:
+                self.take(_without_seat(member))
+        for name in chosen:
+            if not _is_master(member := self.members[name]):
                 self.take(member.to(member.state, rings=(*member.rings, MASTERS_RING)))
-                seated += 1
 
-    def event(self, master: str) -> NodeEvent | None:
-        if not self.changes and self.policy is None:
+    def event(self, master: str, term: int) -> NodeEvent | None:
+        """``None`` when there is nothing to say, not even that somebody else leads now."""
+        if not self.changes and self.policy is None and self.view.term == term:
             return None
-        return NodeEvent(self.view.epoch + 1, self.view.digest, master, tuple(self.changes), self.policy)
+        return NodeEvent(
+            self.view.epoch + 1,
+            self.view.digest,
+            term,
+            master,
+            tuple(self.changes),
+            self.policy,
+            self.rings,
+            self.founders,
+        )
+
+
+def _is_master(member: Member) -> bool:
+    return MASTERS_RING in member.rings
+
+
+def _without_seat(member: Member) -> Member:
+    return replace(member, rings=tuple(ring for ring in member.rings if ring != MASTERS_RING))
 
 
 def _join(draft: _Draft, join: Join) -> None:
@@ -338,56 +430,7 @@ def _depart(draft: _Draft, depart: Depart) -> None:
         raise BadRequest(f"{depart.name} is the last one online and cannot leave: stop it instead")
     new = member.to(depart.state)
     if depart.state in (NodeState.LEAVING, NodeState.LEFT):
-        new = new.to(depart.state, rings=tuple(ring for ring in member.rings if ring != MASTERS_RING))
+        new = _without_seat(new)
     if not is_legal(member, new):
         raise BadRequest(f"{depart.name} is {member.state}; from there it cannot be {depart.state}")
     draft.take(new)
-
-
-def birth(view: View, join: Join, policy: PolicySource | None) -> NodeEvent:
-    """The first event of a cluster, by its first node; ``view`` is empty, of epoch 0."""
-    draft = _Draft(view)
-    draft.policy = policy
-    _join(draft, join)
-    draft.seat_masters(1)
-    event = draft.event(join.name)
-    assert event is not None
-    return event
-
-
-def rebirth(view: View, join: Join) -> NodeEvent:
-    """The first event after a restart of the whole cluster: all are offline but the one that leads again.
-
-    ``view``: the latest that was saved by those who are back. Raises as a join does.
-    """
-    draft = _Draft(view)
-    for member in view.members.values():
-        if member.state in LIVE:
-            draft.take(member.to(NodeState.OFFLINE))
-    _join(draft, join)
-    event = draft.event(join.name)
-    assert event is not None
-    return event
-
-
-def comeback(view: View, join: Join) -> NodeEvent:
-    """The event by which a master that restarted before it was missed brings itself back. Raises as a join does."""
-    draft = _Draft(view)
-    _join(draft, join)
-    draft.take(draft.members[join.name].to(NodeState.ONLINE))
-    event = draft.event(join.name)
-    assert event is not None
-    return event
-
-
-def leader_of_rebirth(view: View, back: Iterable[str]) -> str | None:
-    """Of those that are back after a restart of the cluster, who leads; ``None`` while they are no quorum.
-
-    The master of the view that was saved, or the first of its masters ring that is back.
-    """
-    here = frozenset(back)
-    # A view in which all still wait to be online may be older than what the others saved.
-    voters = view.online or view.in_states(*WAITING)
-    if voters and not _are_quorum(view, voters, here):
-        return None
-    return view.master if view.master in here else next((name for name in view.masters if name in here), None)

@@ -1,11 +1,11 @@
 """Membership as a service: performs the effects of the pure cores, in one order for all who watch.
 
-Three cores work here: ``swim`` finds who does not answer, ``masters`` decides, ``gossip`` spreads what was decided. The
-view changes in two ways only, and both hold ``_lock``: the master *commits* an event (it is in the log and synced
-before it takes effect), and everybody *follows* (applies events in the order of their epochs, or adopts a whole view
-that is newer). Watchers are called synchronously then.
+Four cores work here: ``swim`` finds who does not answer, ``masters`` decides, the masters' Raft group *commits*, and
+``gossip`` spreads what was committed. The view changes in two ways only, both at once and without a wait in between: an
+event that continues it is applied, or a whole view that is newer is adopted. Either comes from the group, at a master,
+or from another member. Watchers are called synchronously then.
 
-All decisions of the master are committed by :meth:`ClsService.commit`; how it comes to them is in ``leader``.
+How the leader of the group comes to its decisions is in ``leader``.
 """
 
 from __future__ import annotations
@@ -27,35 +27,42 @@ from gostore.cluster import (
 )
 from gostore.comm import Call, Endpoint, remote, service
 from gostore.config import NodeConfig
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
-from gostore.core.errors import (
-    BadRequest,
-    Fenced,
-    GoStoreError,
-    PolicyError,
-    Unavailable,
-)
+from gostore.core.errors import AlreadyExists, BadRequest, GoStoreError, NotOwner, PolicyError, Timeout, Unavailable
 from gostore.core.slots import PolicySource
 from gostore.env import Env
 from gostore.services.cls import gossip, masters, swim
 from gostore.services.cls.admission import Admission, Patience, all_offline
 from gostore.services.cls.detection import Detection
+from gostore.services.cls.gossip import Item
 from gostore.services.cls.history import History
 from gostore.services.cls.leader import Leader
+from gostore.services.cls.machine import Machine
 from gostore.services.cls.masters import Depart, Install, Join, NodeEvent
 from gostore.services.cls.waiters import Waiters
 from gostore.storage import Wal
 
+MASTERS_GROUP: Final = 1 << 16
+"""Number of the masters' group in the node's log: below those of the shards."""
+
 LEAVE_TIMEOUT_S: Final = 60.0
 """What a leaving node holds must have been given away by then."""
+
+HAND_OVER_TIMEOUT_S: Final = 2.0
+"""A master that goes waits so long until another one leads, and until it has lost its vote."""
+
+ASK_PAUSE_S: Final = 0.1
+"""Between two tries to reach the master while there is none."""
 
 
 @service("cls")
 class ClsService:
     """One node's membership. Register it with the endpoint, call :meth:`start`; it is also comm's resolver.
 
-    ``policy``: the placement that a new cluster starts with, ``None`` for the default. ``cache``: shared by the nodes
-    of one process. ``rest_port`` and ``weight`` may be set before :meth:`start`.
+    ``groups`` drives the masters' group; it is started before. ``policy``: the placement that a new cluster starts
+    with, ``None`` for the default. ``cache``: shared by the nodes of one process. ``rest_port`` and ``weight`` may be
+    set before :meth:`start`.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class ClsService:
         env: Env,
         endpoint: Endpoint,
         wal: Wal,
+        groups: Groups,
         config: NodeConfig,
         policy: PolicySource | None = None,
         *,
@@ -81,20 +89,21 @@ class ClsService:
         """Awaited by :meth:`leave` between leaving and left: what this node holds must be elsewhere then."""
         tokens = config.ring.tokens_per_node
         rings = {"global": RingSpec(config.ring.replicas, tokens), "masters": RingSpec(config.cls.masters_max, tokens)}
-        self.view = View(config.cluster, 0, {}, rings, None, 0, self.cache)
+        self.view = View(config.cluster, 0, {}, rings, cache=self.cache)
         self.watchers = Watchers(self._watcher_failed)
         self.is_member = False
         """Whether this node is in its view, alive, in its present incarnation."""
         self._history = History(wal)
         self._admission = Admission(self, patience or Patience())
-        self.lock = asyncio.Lock()
-        """Held by whoever changes the view."""
         self._leader = Leader(self)
         self.running = False
         self._detection = Detection(self)
         self._waiters = Waiters(self.name)
         self._busy: dict[str, asyncio.Task[None]] = {}
-        self._saved: View | None = None
+        self._groups = groups
+        self._machine = Machine(self.view, self._committed)
+        self.group = groups.open(MASTERS_GROUP, "masters", self._machine)
+        self.group.on_change = self._leader.wake
         self._ready = False
         self._expelled = False
         self._unsynced = False
@@ -105,17 +114,17 @@ class ClsService:
         """Return when this node is a member: joining, connecting or online (``node_ready`` tells the last).
 
         Without anything saved and without contacts it starts a cluster. After a restart of the whole cluster it waits,
-        for as long as it takes, for a quorum of those who were online. Raises :class:`AlreadyExists` when the name is
-        taken, :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
+        for as long as it takes, for a quorum of the masters. Raises :class:`AlreadyExists` when the name is taken,
+        :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
         """
         await self._detection.begin()
-        self._saved = self._history.load(self.cache)
-        if self._saved is not None:
-            self._install(all_offline(self._saved), (), ())
+        saved = self._history.load(self.cache)
+        if saved is not None:
+            self._install(all_offline(saved), (), ())
         self.running = True
         self.background("leader", self._leader.run())
         self._detection.arm()
-        await self._admission.enter(self._saved)
+        await self._admission.enter(saved)
 
     async def stop(self) -> None:
         """End without a word: to the others this node is dead, and will be found so."""
@@ -129,25 +138,57 @@ class ClsService:
         self._waiters.stop(error)
 
     async def leave(self, timeout_s: float = LEAVE_TIMEOUT_S) -> None:
-        """Go for good: leave the rings, give away what is held (:attr:`drains`), and be forgotten.
+        """Go for good: hand over, leave the rings, give away what is held (:attr:`drains`), and be forgotten.
 
         Raises :class:`BadRequest` for the last online node, and what the master or a drain raises.
         """
+        await self._hand_over()
         await self._depart(NodeState.LEAVING)
         async with asyncio.timeout(timeout_s):
             for drain in self.drains:
                 await drain()
+        await self._wait_group(lambda: not self._votes)
         await self._depart(NodeState.LEFT)
 
     async def disconnect(self) -> None:
         """Announce that this node stops and will be back: it leaves the rings now, not when it is found dead."""
+        await self._hand_over()
         await self._depart(NodeState.DISCONNECTING)
 
     async def _depart(self, state: NodeState) -> None:
-        master = self.acting_master() or self.name
-        epoch = (await self.endpoint.call(master, "cls", "depart", self.incarnation, state.value)).value
+        epoch = await self._ask_master("depart", self.incarnation, state.value)
         if state is not NodeState.LEFT:  # who has left is told nothing any more
             await self.wait_view(lambda view: view.epoch >= epoch, self.config.comm.timeout_s)
+
+    async def _hand_over(self) -> None:
+        """Let another master lead, if there is one that can."""
+        here = [name for name in self.group.configuration.voters if name != self.name and name in self.view.online]
+        if self.leads and here:
+            try:
+                self.group.transfer()
+            except GoStoreError as error:
+                self.env.log.info("%s could not hand over: %s", self.name, error)
+            await self._wait_group(lambda: self.group.leader not in (self.name, None))
+
+    async def _wait_group(self, condition: Callable[[], bool]) -> None:
+        """Until it holds for the masters' group; for a while only, as the cluster goes on all the same."""
+        deadline_s = self.now_s() + HAND_OVER_TIMEOUT_S
+        try:
+            while not condition():
+                await self.group.wait_changed(deadline_s)
+        except Timeout as error:
+            self.env.log.info("%s goes without waiting longer: %s", self.name, error)
+
+    async def _ask_master(self, function: str, *args: Any) -> int:
+        """The epoch that the master answers. Asks again while there is none."""
+        deadline_s = self.now_s() + self.config.comm.timeout_s
+        while True:
+            try:
+                return int((await self.endpoint.call(self.acting_master() or self.name, "cls", function, *args)).value)
+            except (NotOwner, Unavailable):
+                if self.now_s() >= deadline_s or not self.running:
+                    raise
+            await asyncio.sleep(ASK_PAUSE_S)
 
     # What others in this node use
 
@@ -161,21 +202,41 @@ class ClsService:
         return self._detection.tunables
 
     @property
+    def leads(self) -> bool:
+        """Whether this node may decide: it leads the masters' group, and knows all that was committed before."""
+        return self.running and self.group.serves
+
+    @property
     def is_master(self) -> bool:
-        return self.is_member and self.view.master == self.name
+        return self.leads and self.view.master == self.name
+
+    @property
+    def committed(self) -> View:
+        """At the leader: the latest view there is."""
+        return self._machine.view
+
+    @property
+    def _votes(self) -> bool:
+        return self.group.configuration.is_voter(self.name)
 
     def acting_master(self) -> str | None:
-        """Who leads as seen from here: the first of the masters ring that was not found dead."""
-        return masters.acting_master(self.view, self.found_dead())
+        """Who leads, or knows who does, as seen from here; ``None`` while the masters look for a leader."""
+        if self.group.leader is not None:
+            return self.group.leader
+        if self._votes and self.name in self.view.masters:
+            return None
+        suspected = self._detection.swim.in_status(swim.SUSPECT, swim.DEAD)
+        hints = (self.view.master, *self.view.masters)
+        return next((name for name in hints if name not in (None, self.name) and name not in suspected), None)
+
+    def next_group(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """At the leader: the next step of the masters' group towards the seats; ``None``: it is there."""
+        configuration = self.group.configuration
+        return masters.next_group(self.committed, configuration.voters, configuration.learners, self.suspected())
 
     def found_dead(self) -> dict[str, int]:
         """name -> incarnation of members that this node found dead and the master has not declared so."""
         return self._detection.swim.in_status(swim.DEAD)
-
-    def answered_lately(self) -> list[str]:
-        """Members that answered a probe of this node so lately that nobody can have declared it dead since."""
-        lately_s = self.tunables.suspicion_s(len(self.view.online))
-        return self._detection.swim.answered_since(self.now_s() - lately_s)
 
     def address(self, name: str) -> Address | None:
         """comm's resolver: where a member is, the latest that is known; ``None`` for strangers and those who left."""
@@ -186,6 +247,17 @@ class ClsService:
         """Members that are suspected here, or found dead and not yet declared so by the master."""
         return sorted(self._detection.swim.in_status(swim.SUSPECT, swim.DEAD)) if self.is_member else []
 
+    def unsettled(self) -> list[str]:
+        """What this node sees that will not stay so, in words: suspicions, and seats that nobody votes from."""
+        found = [f"suspects {name}" for name in self.suspected()]
+        if self.leads and (self.next_group() is not None or not self.group.settled):
+            voters = self.group.configuration.voters
+            missing = [name for name in self.view.masters if name not in voters]
+            found.append(
+                f"changes the masters' group of {', '.join(voters)}; missing: {', '.join(missing) or 'nobody'}"
+            )
+        return found
+
     def statistics(self) -> dict[str, Any]:
         """``messages`` sent by cls, the counts of both cores, the epoch and the rings built."""
         return {"epoch": self.view.epoch, "rings_built": self.cache.built, **self._detection.statistics()}
@@ -194,14 +266,16 @@ class ClsService:
         """The first view, from the present one on, for which ``predicate`` holds. Raises :class:`Timeout`."""
         return await self._waiters.wait(lambda: self.view, predicate, timeout_s)
 
+    async def wait_member(self) -> None:
+        """Until this node is a member, for as long as it takes."""
+        await self._waiters.wait(lambda: self.view, lambda view: self.is_member, None)
+
     async def set_placement(self, policy: PolicySource | None) -> int:
         """Replace the placement of the global ring on all nodes (``None``: by the default); the epoch of the change.
 
         Raises :class:`PolicyError` when the class does not fit the slot; nothing changes then.
         """
-        wire = (policy or DEFAULT_POLICY).to_wire()
-        master = self.acting_master() or self.name
-        epoch = int((await self.endpoint.call(master, "cls", "install_placement", wire)).value)
+        epoch = await self._ask_master("install_placement", (policy or DEFAULT_POLICY).to_wire())
         await self.wait_view(lambda view: view.epoch >= epoch, self.config.comm.timeout_s)
         return epoch
 
@@ -224,6 +298,29 @@ class ClsService:
         await self._leader.decide(call, join)
         return [self.name, self.view.to_wire()]
 
+    def join_request(self) -> Join:
+        """That of this node."""
+        return Join(
+            name=self.name,
+            address=self.endpoint.address,
+            rest_port=self.rest_port,
+            incarnation=self.incarnation,
+            weight=self.weight,
+        )
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether this node has left for good, in this life."""
+        me = self.view.members.get(self.name)
+        return me is not None and me.state is NodeState.LEFT and me.incarnation >= self.endpoint.incarnation
+
+    def refused_itself(self, error: GoStoreError) -> None:
+        """This node leads, and may not be a member as it is."""
+        if isinstance(error, AlreadyExists):
+            error = self._admission.refused(error)
+        if isinstance(error, AlreadyExists | BadRequest):
+            self.env.fatal(f"cannot join again: {error.message}")
+
     @remote
     async def depart(self, call: Call, incarnation: int, state: str) -> int:
         """A member announces that it disconnects, leaves or has left; the answer is the epoch."""
@@ -245,50 +342,35 @@ class ClsService:
         return await self._leader.decide(call, Install(source))
 
     @remote
-    async def state(self, call: Call, epoch: int, digest: int) -> dict[str, Any]:
-        """How this node is, with its view when that is newer than (epoch, digest)."""
-        view = self.view if self.is_member else self._saved
-        newer = view is not None and view.version > (epoch, digest)
-        return {
-            "name": self.name,
-            "member": self.is_member,
-            "master": self.acting_master() if self.is_member else None,
-            "view": view.to_wire() if view is not None and newer else None,
-        }
+    async def state(self, call: Call, epoch: int) -> dict[str, Any]:
+        """``master``: who leads as seen from here; ``view``: this node's, when it is newer than ``epoch``."""
+        newer = self.is_member and self.view.epoch > epoch
+        return {"master": self.acting_master(), "view": self.view.to_wire() if newer else None}
 
     @remote
-    async def roll_call(self, call: Call, epoch: int, digest: int) -> list[Any]:
-        """The master asks who is there; the answer is ``[epoch, digest, whether this node is a member]``."""
-        if self.is_member:
-            self._detection.heard(call.source, epoch, digest)
-            return [*self.view.version, True]
-        if self._saved is None:
-            raise Unavailable(f"{self.name} is not a member yet")
-        return [*self._saved.version, False]
+    async def last_call(self, call: Call) -> bool:
+        """The master is about to declare this node dead; whether it is a member and lives."""
+        return self.is_member
 
     # Remote functions: gossip and probes, one way
 
     @remote
-    async def event(self, call: Call, items: list[Any]) -> None:
-        """Events of the master, ``[epoch, digest, event, path]`` each."""
-        if not self.running or not (news := self._detection.news(items)):
-            return
-        async with self.lock:
-            members = len(self.view.members)
-            self._follow(self._detection.gossip.receive(call.source, news, self.view.version, members, self.now_s()))
-        self._detection.arm()
+    def event(self, call: Call, items: list[Any]) -> None:
+        """Events of the master, ``[epoch, event, path]`` each."""
+        if self.running and (news := self._detection.news(items)):
+            self._receive(call.source, news)
 
     @remote
-    def ping(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
-        self._detection.probed(call.source, swim.PING, seq, epoch, digest, rumours)
+    def ping(self, call: Call, seq: int, epoch: int, rumours: list[Any]) -> None:
+        self._detection.probed(call.source, swim.PING, seq, epoch, rumours)
 
     @remote
-    def ack(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any]) -> None:
-        self._detection.probed(call.source, swim.ACK, seq, epoch, digest, rumours)
+    def ack(self, call: Call, seq: int, epoch: int, rumours: list[Any]) -> None:
+        self._detection.probed(call.source, swim.ACK, seq, epoch, rumours)
 
     @remote
-    def ping_req(self, call: Call, seq: int, epoch: int, digest: int, rumours: list[Any], target: str) -> None:
-        self._detection.probed(call.source, swim.PING_REQ, seq, epoch, digest, rumours, target)
+    def ping_req(self, call: Call, seq: int, epoch: int, rumours: list[Any], target: str) -> None:
+        self._detection.probed(call.source, swim.PING_REQ, seq, epoch, rumours, target)
 
     @remote
     def report(self, call: Call, name: str, incarnation: int) -> None:
@@ -298,11 +380,15 @@ class ClsService:
     # Background work
 
     def look_again(self) -> None:
-        """Somebody was found dead: this may be the leader's turn."""
+        """Somebody was found dead, which concerns the leader."""
         self._leader.wake()
 
+    def look_for_leaders(self, suspected: str) -> None:
+        """The groups that this member leads should not wait for it."""
+        self._groups.wake(suspected)
+
     def vouch(self, name: str) -> None:
-        """A member that was found dead has answered the roll call."""
+        """A member that was found dead has answered the last call."""
         self._detection.perform(self._detection.swim.vouch(name))
 
     def rise(self, above: int) -> None:
@@ -323,44 +409,65 @@ class ClsService:
 
     # Following
 
+    def _committed(self, event: NodeEvent | None, view: View) -> None:
+        """The masters' group, of which this node is one, has come to this view, by this event or as a whole."""
+        if not self.running or view.epoch <= self.view.epoch:
+            return
+        if event is None or not masters.fits(self.view, event):
+            self.adopt(view, view.master or self.name)
+        elif event.master == self.name:
+            self._apply(event, (self.name,))
+        else:
+            self._receive(event.master, [Item(event, (event.master,))])
+        if event is not None and event.master == self.name:
+            self._detection.gossip.publish(event, len(view.members), self.now_s())
+            self._detection.arm()
+
+    def _receive(self, source: str, items: Sequence[Item[NodeEvent]]) -> None:
+        members, version = len(self.view.members), self.view.version
+        self._follow(self._detection.gossip.receive(source, items, version, members, self.now_s()))
+        self._detection.arm()
+
     def _follow(self, effects: Sequence[gossip.Deliver[NodeEvent] | gossip.Pull]) -> None:
-        """Under the lock: apply events in order, or ask for the whole."""
+        """Apply events in order, or ask for the whole."""
         for effect in effects:
             match effect:
                 case gossip.Deliver(event, path):
-                    changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
-                    self._history.append_event(event, view)
-                    self._install(view, changes, path)
-                    self._sync_soon()
+                    self._apply(event, path)
                 case gossip.Pull(source):
                     self.pull(source)
+
+    def _apply(self, event: NodeEvent, path: Sequence[str]) -> None:
+        changes, view = masters.changes_of(self.view, event), masters.apply(self.view, event)
+        self._history.append_event(event, view)
+        self._install(view, changes, path)
+        self._sync_soon()
 
     def pull(self, source: str) -> None:
         self.background("pull", self._pull_from(source))
 
     async def _pull_from(self, source: str) -> None:
         try:
-            reply = await self.endpoint.call(source, "cls", "state", *self.view.version)
+            reply = await self.endpoint.call(source, "cls", "state", self.view.epoch)
             if (wire := reply.value.get("view")) is not None:
-                await self.adopt(View.from_wire(wire, self.cache), source)
+                self.adopt(View.from_wire(wire, self.cache), source)
         except (GoStoreError, ValueError, AttributeError) as error:
             # The next probe that shows a newer view brings another source.
             self.env.log.info("%s could not pull the state from %s: %s", self.name, source, error)
 
-    async def adopt(self, view: View, source: str) -> None:
+    def adopt(self, view: View, source: str) -> None:
         """Take over a whole view, if it is newer than ours; ``source``: who gave it."""
-        async with self.lock:
-            if view.version <= self.view.version or view.cluster != self.view.cluster or not self.running:
-                return
-            changes = changes_between(self.view, view)
-            self._history.append_view(view)
-            self._install(view, changes, (source, self.name))
-            self._follow(self._detection.gossip.adopted(view.version, len(view.members), self.now_s()))
-            self._sync_soon()
+        if not self.running or view.version <= self.view.version or view.cluster != self.view.cluster:
+            return
+        changes = changes_between(self.view, view)
+        self._history.append_view(view)
+        self._install(view, changes, (source, self.name))
+        self._follow(self._detection.gossip.adopted(view.version, len(view.members), self.now_s()))
+        self._sync_soon()
         self._detection.arm()
 
     def _sync_soon(self) -> None:
-        """A follower's copy of the history need not be durable before it acts: what it loses it is told again."""
+        """A member's copy of the history need not be durable before it acts: what it loses it is told again."""
         self._unsynced = True
         self.background("sync", self._sync())
 
@@ -368,31 +475,6 @@ class ClsService:
         while self._unsynced:
             self._unsynced = False
             await self._history.sync()
-
-    async def commit(self, event: NodeEvent, base: View | None = None) -> None:
-        """Under the lock: the one way in which a decision of the master takes effect.
-
-        ``base``: the view that the event continues when that is not ours, but what was saved of it.
-        """
-        view = masters.apply(base or self.view, event)
-        changes = changes_between(self.view, view) if base else masters.changes_of(self.view, event)
-        self._history.append_event(event, view)
-        await self._history.sync()
-        self._install(view, changes, (self.name,))
-        self._detection.gossip.publish(event, len(view.members), self.now_s())
-        self._detection.arm()
-
-    async def commit_first(self, event: NodeEvent, base: View) -> None:
-        """The event by which this node begins to lead: the birth of a cluster, or its return.
-
-        Raises :class:`Fenced` when somebody else led on meanwhile.
-        """
-        async with self.lock:
-            if self.view.version > base.version or not self.running:
-                raise Fenced(f"{self.name} is at epoch {self.view.epoch}; event {event.epoch} comes too late")
-            if self._saved is None or base.version != self._saved.version:
-                self._history.append_view(base)
-            await self.commit(event, base)
 
     def _install(self, view: View, changes: Sequence[MemberChange], path: Sequence[str]) -> None:
         old, self.view = self.view, view
@@ -439,9 +521,9 @@ class ClsService:
             self._expelled = False
         elif was_member and me is not None and me.live and me.incarnation > mine:
             self.env.fatal(f"another node has taken the name {self.name}: it is at {me.address}")
-        elif was_member and (me is None or me.state is not NodeState.LEFT):
+        elif was_member and me is not None and me.state is not NodeState.LEFT:
             self.env.log.warning("%s was taken for dead; it joins again", self.name)
-            self.rise(me.incarnation if me is not None else 0)
+            self.rise(me.incarnation)
             self._expelled = True
 
     def _try_policy(self, view: View) -> None:

@@ -16,7 +16,9 @@ class Waiters:
         self._name = name
         self._waiting: dict[asyncio.Future[View], Callable[[View], bool]] = {}
 
-    async def wait(self, current: Callable[[], View], predicate: Callable[[View], bool], timeout_s: float) -> View:
+    async def wait(
+        self, current: Callable[[], View], predicate: Callable[[View], bool], timeout_s: float | None
+    ) -> View:
         """The first view, from ``current()`` on, for which ``predicate`` holds. Raises :class:`Timeout`."""
         if predicate(current()):
             return current()

@@ -13,6 +13,8 @@ from hypothesis import settings
 from gostore.cluster import View
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
+from gostore.consensus import PROFILES
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
 from gostore.core.errors import GoStoreError
 from gostore.core.events import Event
@@ -84,11 +86,14 @@ class Node:
             resolver=resolver,
             config=self.config.comm,
         )
+        self.groups = Groups(self.env, self.endpoint, self.wal, PROFILES[self.config.cls.profile])
         self.cls = resolver.cls = ClsService(
-            self.env, self.endpoint, self.wal, self.config, self.policy, patience=patience
+            self.env, self.endpoint, self.wal, self.groups, self.config, self.policy, patience=patience
         )
+        self.endpoint.register(self.groups)
         self.endpoint.register(self.cls)
         await self.endpoint.start()
+        await self.groups.start()
 
     async def start(self) -> None:
         await self.boot()
@@ -98,12 +103,14 @@ class Node:
         """Gone without a word."""
         self.endpoint.pause()
         await self.cls.stop()
+        await self.groups.stop()
         await self.endpoint.stop()
         await self.env.tasks.stop()
         self.env.disk.close()
 
     async def stop(self) -> None:
         await self.cls.stop()
+        await self.groups.stop()
         await self.endpoint.stop()
         await self.wal.close()
         await self.env.tasks.stop()
@@ -117,6 +124,10 @@ class Node:
     @property
     def view(self) -> View:
         return self.cls.view
+
+    @property
+    def votes(self) -> bool:
+        return self.cls.group.settled and self.name in self.cls.group.configuration.voters
 
     async def wait(self, predicate: Callable[[View], bool]) -> View:
         return await self.cls.wait_view(predicate, WAIT_S)
@@ -151,13 +162,21 @@ class Nodes:
         return node
 
     async def launch(self, count: int, **settings: Any) -> list[Node]:
-        """All are online at all when this returns."""
+        """All are online at all when this returns, and the masters' group is what the seats say."""
         first = await self.add("n1", **settings)
         rest = [Node(self.root, f"n{i}", first.contact, **settings) for i in range(2, count + 1)]
         await asyncio.gather(*(node.start() for node in rest))
         self.running.update({node.name: node for node in rest})
         await self.wait_online(self.running)
+        await self.wait_masters()
         return list(self.running.values())
+
+    async def wait_masters(self) -> None:
+        """Until every node that has a seat knows that it votes."""
+        async with asyncio.timeout(WAIT_S):
+            for node in self.running.values():
+                while node.name in node.view.masters and not node.votes:
+                    await node.cls.group.wait_changed(asyncio.get_running_loop().time() + WAIT_S)
 
     async def wait_online(self, names: Iterable[str]) -> None:
         """Until exactly these are online, as seen by each of them, in one epoch."""

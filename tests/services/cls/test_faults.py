@@ -10,6 +10,8 @@ import pytest
 from gostore.cluster import RingCache, View
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
+from gostore.consensus import PROFILES
+from gostore.consensus.groups import Groups
 from gostore.core.address import Address
 from gostore.services.cls import ClsService, next_incarnation
 from gostore.sim.world import SimNode, World
@@ -65,9 +67,12 @@ class Cluster:
             resolver=resolver,
             config=config.comm,
         )
-        cls = resolver.cls = self.service(env, endpoint, wal, config, cache=self.cache)
+        groups = Groups(env, endpoint, wal, PROFILES[config.cls.profile])
+        cls = resolver.cls = self.service(env, endpoint, wal, groups, config, cache=self.cache)
+        endpoint.register(groups)
         endpoint.register(cls)
         await endpoint.start()
+        await groups.start()
         cls.watchers.watch(lambda old, new, changes: self.judge(node.name, old, new))
         self.services[node.name] = cls
         await cls.start()

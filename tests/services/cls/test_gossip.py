@@ -28,20 +28,15 @@ MESSAGES_MAX = 20_000
 
 @dataclass(frozen=True)
 class Step:
-    """An event without content; ``digest`` tells histories apart."""
+    """An event without content; ``digest`` tells views apart."""
 
     epoch: int
     previous: int
     digest: int
 
 
-def history(length: int, branch: int = 0, start: int = 0) -> list[Step]:
-    """Events 1 .. ``length``; another ``branch`` has other digests from epoch ``start`` + 1 on."""
-
-    def digest(epoch: int) -> int:
-        return 0 if epoch == 0 else epoch * 10 + (branch if epoch > start else 0)
-
-    return [Step(epoch, digest(epoch - 1), digest(epoch)) for epoch in range(1, length + 1)]
+def history(length: int) -> list[Step]:
+    return [Step(epoch, (epoch - 1) * 10, epoch * 10) for epoch in range(1, length + 1)]
 
 
 def gossip(name: str = "a", seed: int = 1) -> Gossip[Step]:
@@ -89,8 +84,8 @@ def test_duplicates_go_no_further() -> None:
         one.tick(["b", "c", "d", "e"], one.due_s)
     assert one.receive("c", items(event), (1, 10), 5, 100.0) == []
     assert one.due_s == float("inf")
-    assert one.is_duplicate(event.epoch, event.digest)
-    assert not one.is_duplicate(event.epoch, event.digest + 1)
+    assert one.is_duplicate(event.epoch)
+    assert not one.is_duplicate(event.epoch + 1)
     assert one.counts["duplicates"] == 2
 
 
@@ -142,40 +137,45 @@ def test_a_gap_that_rumours_fill_is_not_pulled() -> None:
 
 def test_a_probe_that_shows_a_newer_view_leads_to_a_pull() -> None:
     one = gossip()
-    one.heard("b", (7, 1), (9, 1), 0.0)
-    one.heard("b", (9, 1), (9, 1), 0.0)
+    one.heard("b", 7, 9, 0.0)
+    one.heard("b", 9, 9, 0.0)
     assert one.due_s == float("inf")
-    one.heard("b", (10, 0), (9, 1), 1.0)
-    one.heard("c", (12, 0), (9, 1), 1.1)
+    one.heard("b", 10, 9, 1.0)
+    one.heard("c", 12, 9, 1.1)
     assert one.due_s == 1.0 + FAST.patience_s, "a later one does not put it off"
     assert one.tick([], one.due_s) == [Pull("c")]
     assert one.due_s == float("inf")
-    one.heard("c", (9, 2), (9, 1), 5.0)
-    assert one.tick([], one.due_s) == [Pull("c")], "a fork: the same epoch, another history"
 
 
-def test_a_fork_is_not_applied_but_the_later_history_pulled() -> None:
-    ours, theirs = history(6), history(6, branch=3, start=3)
+def test_what_was_only_read_from_the_disk_is_not_built_upon() -> None:
+    """The digest of such a view is 0: the event has the right number, and fits no more than the others."""
+    one, events = gossip(), history(6)
+    assert one.receive("c", items(events[4]), (4, 0), 5, 1.0) == [Pull("c")]
+    assert one.receive("c", items(events[5]), (4, 0), 5, 1.0) == []
+    assert one.counts["unfit"] == 1
+    # The state of epoch 5 comes, and what was held follows.
+    assert epochs(one.adopted((5, 50), 5, 1.1)) == [6]
+
+
+def test_an_event_that_did_not_fit_is_taken_when_it_comes_again() -> None:
+    one, events = gossip(), history(5)
+    assert one.receive("c", items(events[4]), (4, 0), 5, 1.0) == [Pull("c")]
+    assert one.adopted((4, 40), 5, 1.1) == []
+    assert epochs(one.receive("b", items(events[4]), (4, 40), 5, 1.2)) == [5]
+
+
+def test_what_was_held_and_does_not_fit_is_not_applied() -> None:
     one = gossip()
-    version = (0, 0)
-    for event in ours[:5]:
-        one.receive("b", items(event), version, 5, 0.0)
-        version = (event.epoch, event.digest)
-    # Epoch 6 of the other history continues another epoch 5; its epoch 5 has a greater digest than ours.
-    assert one.receive("c", items(theirs[5]), version, 5, 1.0) == [Pull("c")]
-    assert one.receive("c", items(theirs[4]), version, 5, 1.0) == [Pull("c")]
-    assert one.receive("c", items(history(5, branch=-3, start=3)[4]), version, 5, 1.0) == []
-    assert one.counts["forks"] == 2
-    assert one.counts["stale"] == 1
-
-
-def test_what_was_held_from_another_history_is_not_applied() -> None:
-    one = gossip()
-    theirs = history(6, branch=3, start=4)
-    one.receive("c", items(theirs[5]), (4, 40), 5, 0.0)
+    one.receive("c", items(Step(6, 53, 60)), (4, 40), 5, 0.0)
     effects = one.receive("b", items(history(5)[4]), (4, 40), 5, 0.1)
     assert epochs(effects) == [5]
     assert effects[-1] == Pull("c")
+
+
+def test_what_is_known_is_stale() -> None:
+    one = gossip()
+    assert one.receive("b", items(history(3)[2]), (5, 50), 5, 0.0) == []
+    assert one.counts["stale"] == 1
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -220,7 +220,7 @@ def test_a_message_carries_a_bounded_number_of_items() -> None:
 
 
 class Network:
-    """Gossip cores, messages with loss and delay, and probes that carry versions."""
+    """Gossip cores, messages with loss and delay, and probes that carry epochs."""
 
     def __init__(self, count: int, seed: int, loss: float, core: type[Gossip[Step]] = Gossip) -> None:
         self.rng = random.Random(seed)
@@ -269,7 +269,7 @@ class Network:
             case "probe":
                 peer = self.rng.choice([name for name in self.names if name != to])
                 if self.rng.random() >= self.loss:
-                    core.heard(peer, self.versions[peer], self.versions[to], self.now_s)
+                    core.heard(peer, self.versions[peer][0], self.versions[to][0], self.now_s)
                 self.later(probe_period_s, to, "probe")
             case (str(source), tuple(items)):
                 received = core.receive(source, items, self.versions[to], len(self.names), self.now_s)
@@ -326,8 +326,8 @@ def test_rumours_alone_reach_almost_everybody_with_few_messages(seed: int) -> No
 class TellsForEver(Gossip[Step]):
     """The classical mistake: duplicates are told on."""
 
-    def _is_new(self, version: tuple[int, int]) -> bool:
-        super()._is_new(version)
+    def _is_new(self, epoch: int) -> bool:
+        super()._is_new(epoch)
         return True
 
     def receive(self, source, items, version, members, now_s):  # type: ignore[no-untyped-def]
@@ -346,16 +346,3 @@ class TellsOnce(Gossip[Step]):
 def test_the_simulation_finds_the_classical_mistakes() -> None:
     assert spread(TellsForEver, 1).messages > 2 * 40 * FAST.tellings(40)
     assert any(sum(v == (1, 10) for v in spread(TellsOnce, seed).versions.values()) < 38 for seed in range(5))
-
-
-def test_two_histories_end_as_one() -> None:
-    """Two masters numbered different events alike; when both sides meet again the later history stays."""
-    network = Network(9, 3, 0.0)
-    for name in network.names:
-        branch = 3 if name in ("n6", "n7", "n8") else 0
-        last = history(5 if branch else 6, branch=branch, start=4)[-1]
-        network.versions[name] = (last.epoch, last.digest)
-    network.publish("n0", history(7)[6])
-    network.publish("n7", history(6, branch=3, start=4)[5])
-    network.run(10.0)
-    assert set(network.versions.values()) == {(7, 70)}
