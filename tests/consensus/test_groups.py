@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from gostore.comm import Endpoint
 from gostore.config import KIB, CommConfig, StorageConfig
-from gostore.consensus import LEADER, Tunables
+from gostore.consensus import Tunables
 from gostore.consensus.group import Group
 from gostore.consensus.groups import Compaction, Groups
 from gostore.core.address import Address
@@ -102,7 +102,10 @@ class Cluster:
         endpoint.register(groups)
         await endpoint.start()
         machines = [Register() for _ in range(self.count)]
-        opened = [groups.open(7 + number, f"group {number}", machine, self.compaction) for number, machine in enumerate(machines)]
+        opened = [
+            groups.open(7 + number, f"group {number}", machine, self.compaction)
+            for number, machine in enumerate(machines)
+        ]
         self.groups[node.name], self.machines[node.name], self._of[node.name] = groups, machines, opened
         await groups.start()
         founder = node.name in self.founders
@@ -110,6 +113,11 @@ class Cluster:
             group.begin(self.founders if founder else ())
             if founder and node.name == self.founders[number % len(self.founders)] and group.last.index == 0:
                 group.campaign()
+
+    def restart(self, name: str) -> None:
+        """Another life, or the first one after a crash; until it has opened its log, there are no groups."""
+        self._of.pop(name, None)
+        self.world.restart(name)
 
     def group(self, name: str, number: int = 0) -> Group:
         return self._of[name][number]
@@ -179,3 +187,378 @@ def test_the_first_founder_leads_without_a_time_out(world: World) -> None:
         cluster.propose("n2", 6)
     assert caught.value.details["owner"] == "n1"
     assert [event.data["leader"] for event in cluster.events if event.kind == "raft_leader"] == ["n1"]
+
+
+def test_many_groups_share_syncs_and_messages(world: World) -> None:
+    cluster = Cluster(world, count=16)
+    for number in range(16):
+        assert cluster.wait_leader(number) == NAMES[number % 3]
+
+    async def write(name: str) -> None:
+        deadline_s = asyncio.get_running_loop().time() + 5.0
+        led = [number for number in range(16) if cluster.leader(number) == name]
+        payloads = [struct.pack("<q", value) for value in range(20)]
+        await asyncio.gather(*(cluster.group(name, n).propose(p, deadline_s) for n in led for p in payloads))
+
+    before = {name: cluster.groups[name].statistics() for name in NAMES}
+    for name in NAMES:
+        world.run(write(name), on=name)
+    for number in range(16):
+        cluster.wait_equal(number=number)
+        assert cluster.machines["n1"][number].values == list(range(20))
+    for name in NAMES:
+        after = cluster.groups[name].statistics()
+        # 320 commands of sixteen groups, each to be synced here.
+        assert after["syncs"] - before[name]["syncs"] <= 40
+        assert after["casts"] - before[name]["casts"] <= 100
+
+
+def test_an_idle_cluster_goes_quiet_and_wakes(world: World) -> None:
+    cluster = Cluster(world, count=4)
+    for number in range(4):
+        cluster.wait_leader(number)
+
+    def quiet() -> bool:
+        return all(cluster.groups[name].statistics()["quiet"] == 4 for name in NAMES)
+
+    world.run_until(quiet, timeout_s=10.0)
+    casts = [cluster.groups[name].statistics()["casts"] for name in NAMES]
+    world.run_for(60.0)
+    assert [cluster.groups[name].statistics()["casts"] for name in NAMES] == casts
+    assert cluster.propose("n1", 1)[0] == 1
+    # Nobody notices the death of a quiet leader here; whoever watches the nodes says so.
+    world.run_until(quiet, timeout_s=10.0)
+    world.crash("n1")
+    world.run_for(5.0)
+    assert cluster.leader() is None
+    for name in ("n2", "n3"):
+        world.run(wake(cluster, name, "n1"), on=name)
+    assert cluster.wait_leader() in ("n2", "n3")
+
+
+async def wake(cluster: Cluster, name: str, suspected: str) -> None:
+    cluster.groups[name].wake(suspected)
+
+
+def test_a_quiet_replica_that_is_asked_in_vain_finds_out_that_its_leader_is_dead(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    world.run_until(lambda: cluster.groups["n2"].statistics()["quiet"] == 1, timeout_s=10.0)
+    world.crash("n1")
+
+    async def stir() -> None:
+        cluster.group("n2").stir()
+
+    world.run(stir(), on="n2")
+    assert cluster.wait_leader() in ("n2", "n3")
+
+
+def test_a_leader_without_a_majority_serves_nobody(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    cluster.propose("n1", 1)
+    world.net.partition(["n1"], ["n2", "n3"])
+    with pytest.raises((Unavailable, NotOwner)) as read:
+        cluster.read("n1", timeout_s=2.0)
+    assert read.value.definite
+    new = cluster.wait_leader(among=("n2", "n3"))
+    assert cluster.propose(new, 2)[0] == 2
+    assert cluster.read(new) == [1, 2]
+    world.net.heal()
+    cluster.wait_equal()
+    with pytest.raises(NotOwner):
+        cluster.propose("n1", 3)
+
+
+def test_what_a_deposed_leader_had_taken_is_surely_lost_or_may_have_happened(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    outcomes: list[Exception] = []
+
+    async def late(value: int, timeout_s: float) -> None:
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        try:
+            await cluster.group("n1").propose(struct.pack("<q", value), deadline_s)
+        except GoStoreError as error:
+            outcomes.append(error)
+
+    world.net.partition(["n1"], ["n2", "n3"])
+    world.node("n1").spawn(late(7, 0.2), name="late")
+    world.node("n1").spawn(late(8, 60.0), name="late")
+    new = cluster.wait_leader(among=("n2", "n3"))
+    cluster.propose(new, 9)
+    world.net.heal()
+    world.run_until(lambda: len(outcomes) == 2, timeout_s=10.0)
+    assert [(type(error), error.definite) for error in outcomes] == [(Timeout, False), (NotOwner, True)]
+    cluster.wait_equal()
+    assert cluster.machines["n1"][0].values == [9]
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_acknowledged_commands_survive_the_death_of_all(world: World, power: bool) -> None:
+    cluster = Cluster(world, compaction=Compaction(size_bytes=600, entries=1000))
+    name = cluster.wait_leader()
+    acknowledged: list[int] = []
+    for round_ in range(6):
+        for _ in range(12):
+            acknowledged.append(len(acknowledged))
+            cluster.propose(name, acknowledged[-1], size=40)
+        for victim in NAMES:
+            (world.power_cut if power else world.crash)(victim)
+        for victim in NAMES[: 2 + round_ % 2]:
+            cluster.restart(victim)
+        name = cluster.wait_leader()
+        assert cluster.read(name) == acknowledged
+    for victim in NAMES:
+        cluster.restart(victim)
+    cluster.wait_leader()
+    cluster.wait_equal()
+    assert cluster.group("n1").journal.start.index > 0, "the log was compacted"
+
+
+def test_a_replica_that_lags_behind_the_log_gets_a_snapshot(world: World) -> None:
+    cluster = Cluster(world, compaction=Compaction(size_bytes=20_000, entries=10_000))
+    cluster.wait_leader()
+    world.crash("n3")
+    for value in range(400):
+        cluster.propose("n1", value, size=2000)
+    assert cluster.group("n1").journal.start.index > 0
+    for fault in ("power", "kill", None):
+        cluster.restart("n3")
+        if fault is not None:
+            world.run_for(0.03)
+            (world.power_cut if fault == "power" else world.crash)("n3")
+    world.run_until(lambda: "n3" in cluster.running(), timeout_s=10.0)
+    cluster.wait_equal()
+    assert cluster.group("n3").snapshots_installed >= 1
+    assert {event.node for event in cluster.events if event.kind == "raft_snapshot"} == {"n3"}
+    # What was installed and acknowledged is what a restart finds.
+    leader = cluster.group("n1")
+    world.run_until(lambda: leader.statistics()["followers"]["n3"]["match"] == leader.last.index, timeout_s=10.0)
+    cluster.restart("n3")
+    world.run_until(lambda: "n3" in cluster.running(), timeout_s=10.0)
+    cluster.wait_equal()
+    assert cluster.group("n3").snapshots_installed == 0
+
+
+def test_replicas_move_and_forget(world: World) -> None:
+    cluster = Cluster(world, names=(*NAMES, "n4"), compaction=Compaction(size_bytes=5_000, entries=10_000))
+    cluster.wait_leader()
+    for value in range(300):
+        cluster.propose("n1", value, size=100)
+    with pytest.raises(Unavailable, match="caught up"):
+        cluster.change("n1", ("n1", "n2", "n4"))
+    cluster.change("n1", NAMES, ("n4",))
+    world.run_until(lambda: cluster.group("n1").caught_up("n4"), timeout_s=10.0)
+    cluster.change("n1", ("n1", "n2", "n4"))
+    assert cluster.group("n1").configuration.members == ("n1", "n2", "n4")
+    removed = cluster.group("n3")
+    world.run_until(lambda: removed.settled and "n3" not in removed.configuration.members, timeout_s=10.0)
+    term, last = removed.status.term, removed.last
+    world.run(removed.clear(), on="n3")
+    assert (removed.last.index, removed.applied, removed.status.term) == (0, 0, term + 1)
+    assert removed.journal.tomb == last
+    assert cluster.machines["n3"][0].values == []
+    world.power_cut("n3")
+    cluster.restart("n3")
+    world.run_for(3.0)
+    assert (cluster.group("n3").last.index, cluster.group("n3").journal.tomb) == (0, last)
+    assert cluster.leader() == "n1", "it disturbs nobody"
+    # And back again, in the place of the leader.
+    cluster.change(cluster.wait_leader(), ("n1", "n2", "n4"), ("n3",))
+    name = cluster.wait_leader()
+    world.run_until(lambda: cluster.group(name).caught_up("n3"), timeout_s=10.0)
+    cluster.change(name, ("n2", "n3", "n4"))
+    cluster.wait_leader(among=("n2", "n3", "n4"))
+    cluster.wait_equal(("n2", "n3", "n4"))
+    assert cluster.machines["n3"][0].values == list(range(300))
+
+
+def test_a_replica_that_forgot_its_log_grants_no_votes_until_it_has_it_again(world: World) -> None:
+    """It must not help a replica that lags behind its removal to lead again."""
+    cluster = Cluster(world, names=(*NAMES, "n4"))
+    cluster.wait_leader()
+    cluster.propose("n1", 1)
+    cluster.change("n1", NAMES, ("n4",))
+    world.run_until(lambda: cluster.group("n1").caught_up("n4"), timeout_s=10.0)
+    cluster.wait_equal()
+    world.net.partition(["n2"], ["n1", "n3", "n4"])  # it does not learn what the others decide now
+    cluster.change("n1", ("n1", "n2", "n4"))
+    cluster.propose("n1", 2)
+    removed = cluster.group("n3")
+    world.run_until(lambda: removed.settled and "n3" not in removed.configuration.members, timeout_s=10.0)
+    world.run(removed.clear(), on="n3")
+    for name in ("n1", "n4"):
+        world.crash(name)
+    world.net.heal()
+    world.run_for(20.0)
+    assert cluster.leader() is None, "n2, which believes that n3 votes, lacks what n1 and n4 have committed"
+    for name in ("n1", "n4"):
+        cluster.restart(name)
+    cluster.wait_leader(among=("n1", "n4"))
+    cluster.wait_equal(("n1", "n2", "n4"))
+    assert cluster.machines["n2"][0].values == [1, 2]
+
+
+def test_the_lead_is_handed_over(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    cluster.propose("n1", 1)
+
+    async def transfer() -> str:
+        return cluster.group("n1").transfer("n3")
+
+    assert world.run(transfer(), on="n1") == "n3"
+    with pytest.raises((Unavailable, NotOwner)):
+        cluster.propose("n1", 2)
+    assert cluster.wait_leader(among=("n3",)) == "n3"
+    assert cluster.propose("n3", 3)[0] == 2
+
+
+def test_a_failing_disk_stops_the_node_and_not_the_group(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    world.node("n1").disk.failing = True
+    task = world.node("n1").spawn(cluster.group("n1").propose(struct.pack("<q", 1), 5.0), name="propose")
+    world.run_until(lambda: world.node("n1").state == "down", timeout_s=10.0, what="the end of n1")
+    assert not (task.done() and task.exception() is None), "acknowledged without a sync"
+    assert cluster.propose(cluster.wait_leader(among=("n2", "n3")), 2)[0] >= 1
+
+
+def test_a_group_that_has_not_begun_promises_nothing(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+
+    async def open_another() -> Group:
+        return cluster.groups["n1"].open(99, "another", Register())
+
+    group = world.run(open_another(), on="n1")
+    with pytest.raises(NotOwner):
+        world.run(group.propose(b"", 10.0), on="n1")
+    assert not group.begun
+    assert group.journal.empty
+    assert not group.campaign()
+
+
+STORM_S = 20.0
+
+
+def storm(seed: int) -> tuple[Counter[str], str]:
+    """Load, crashes, power cuts, partitions, loss and moves; then all that was acknowledged is there once."""
+    done: Counter[str] = Counter()
+    names = ("n1", "n2", "n3", "n4", "n5")
+    with World(seed) as world:
+        rng = world.rng("storm")
+        cluster = Cluster(world, names, compaction=Compaction(size_bytes=3_000, entries=10_000))
+        numbers = itertools.count()
+        acknowledged: list[int] = []
+        seen: list[tuple[int, list[int]]] = []  # reads: (how many were acknowledged before, what was read)
+
+        async def client(name: str) -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                await asyncio.sleep(rng.uniform(0.0, 0.05))
+                group = cluster.group(name)
+                try:
+                    if rng.random() < 0.2:
+                        before = len(acknowledged)
+                        await group.read_barrier(loop.time() + 1.0)
+                        seen.append((before, list(cluster.machines[name][0].values)))
+                    else:
+                        value = next(numbers)
+                        await group.propose(struct.pack("<q", value).ljust(200, b"\0"), loop.time() + 1.0)
+                        acknowledged.append(value)
+                except GoStoreError:
+                    pass
+
+        async def mover(name: str) -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                await asyncio.sleep(rng.uniform(0.2, 0.6))
+                group = cluster.group(name)
+                voters, learners = group.configuration.voters, group.configuration.learners
+                try:
+                    if "n" in (others := "".join(rng.sample(names, 1))) and others not in voters and not learners:
+                        await group.change(voters, (others,), loop.time() + 1.0)
+                    elif learners and group.caught_up(learners[0]):
+                        kept = rng.sample(voters, 2)
+                        await group.change((*kept, learners[0]), (), loop.time() + 1.0)
+                        done["changes"] += 1
+                    removed = group.settled and name not in group.configuration.members
+                    if removed and group.last.index and group.configuration.voters:
+                        await group.clear()
+                        done["cleared"] += 1
+                except GoStoreError:
+                    pass
+
+        original = cluster._main
+
+        async def main(node: SimNode) -> None:
+            await original(node)
+            node.spawn(client(node.name), name="client")
+            node.spawn(mover(node.name), name="mover")
+
+        for node in world.nodes.values():
+            node.main = main
+            cluster.restart(node.name)
+        end_s = world.now + STORM_S
+        while world.now < end_s:
+            world.run_for(rng.uniform(0.1, 1.0))
+            victim, fault = rng.choice(names), rng.randrange(6)
+            done[f"fault {fault}"] += 1
+            if fault == 0 and len(cluster.running()) == 5:
+                world.crash(victim)
+            elif fault == 1 and len(cluster.running()) == 5:
+                world.power_cut(victim)
+            elif fault == 2:
+                world.net.partition([victim], [name for name in names if name != victim])
+            elif fault == 3:
+                for pair in itertools.permutations(names, 2):
+                    world.net.links.set(*pair, loss=0.05, duplicate=0.1, reorder=0.2)
+            else:
+                world.net.heal()
+            for node in world.nodes.values():
+                if node.state == "down" and node.name in names and rng.random() < 0.5:
+                    cluster.restart(node.name)
+        world.net.heal()
+        for node in list(world.nodes.values()):
+            if node.state == "down":
+                cluster.restart(node.name)
+        leader = cluster.wait_leader()
+        world.run_for(3.0)
+        leader = cluster.wait_leader()
+        members = cluster.group(leader).configuration.members
+        cluster.wait_equal(members)
+        values = cluster.machines[leader][0].values
+        assert len(set(values)) == len(values)
+        missing = set(acknowledged) - set(values)
+        assert not missing, f"lost: {sorted(missing)}"
+        for before, read in seen:
+            assert read == values[: len(read)], "a read of another history"
+            assert set(acknowledged[:before]) <= set(read), "a stale read"
+        leaders: dict[int, str] = {}
+        for event in cluster.events:
+            if event.kind == "raft_leader":
+                assert leaders.setdefault(event.data["term"], event.node) == event.node, "two leaders in a term"
+            assert event.kind != "task_failed", event.data
+            done[event.kind] += 1
+        done["acknowledged"] += len(acknowledged)
+        done["reads"] += len(seen)
+        errors = [error for loop in world.scheduler.loops for error in loop.errors]
+        assert not errors, errors
+        return done, world.trace.sha256
+
+
+def test_storms() -> None:
+    total: Counter[str] = Counter()
+    for seed in range(6):
+        total += storm(seed)[0]
+    assert total["acknowledged"] > 1_000
+    assert total["reads"] > 200
+    for what in ("changes", "cleared", "raft_snapshot"):
+        assert total[what] >= 5, total
+    assert total["raft_leader"] >= 20
+
+
+def test_a_storm_is_a_function_of_its_seed() -> None:
+    assert storm(3) == storm(3)
