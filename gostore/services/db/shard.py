@@ -168,10 +168,16 @@ class Shard:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def _unlocked(self, locked: Callable[[], Any], deadline_s: float) -> None:
-        """Return when nothing is locked; this node serves the shard then. Raises ``Conflict`` after a while."""
+    async def _readable(self, locked: Callable[[], Any], deadline_s: float) -> None:
+        """Return when nothing is locked, and this node's state may be read. Raises ``Conflict`` after a while."""
         until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
         await self.replication.read_barrier(deadline_s)
+        while locked():
+            await self._unlocked(locked, until_s)
+            await self.replication.read_barrier(deadline_s)
+
+    async def _unlocked(self, locked: Callable[[], Any], until_s: float) -> None:
+        """Return when nothing is locked. Raises ``Conflict`` after a while."""
         while locked():
             if self._waiting >= LOCK_WAITERS_MAX:
                 raise Unavailable(f"shard {self.number}: {LOCK_WAITERS_MAX} requests wait for locks: try again later")
@@ -185,7 +191,6 @@ class Shard:
                 ) from None
             finally:
                 self._waiting -= 1
-            await self.replication.read_barrier(deadline_s)
 
     # what a primary does for callers
 
@@ -215,7 +220,7 @@ class Shard:
         return outcome
 
     async def _get(self, container: str, key: str, path: Path, at: int | None, deadline_s: float) -> list[Any]:
-        await self._unlocked(lambda: self.machine.locks.against_read(container, key), deadline_s)
+        await self._readable(lambda: self.machine.locks.against_read(container, key), deadline_s)
         return self.read(container, key, path, at)
 
     def read(self, container: str, key: str, path: Path, at: int | None) -> list[Any]:
@@ -229,7 +234,7 @@ class Shard:
         self, container: str, start: str, end: str | None, limit: int, at: int | None, deadline_s: float
     ) -> list[Any]:
         """[rows of key, version, packed; whether there are more; index]."""
-        await self._unlocked(lambda: self.machine.locks.against_range(container, start, end) is not None, deadline_s)
+        await self._readable(lambda: self.machine.locks.against_range(container, start, end) is not None, deadline_s)
         index = self._snapshot_index(container, at)
         rows: list[list[Any]] = []
         size = 0
@@ -250,7 +255,9 @@ class Shard:
         return at
 
     async def _commit(self, request: Any, reads: Any, writes: Any, deadline_s: float) -> Outcome:
-        await self._unlocked(lambda: self._locked(reads, writes), deadline_s)
+        # It only spares a refusal: whether it may commit is decided when it is applied.
+        until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
+        await self._unlocked(lambda: self._locked(reads, writes), until_s)
         return await self.propose(["commit", request, reads, writes], deadline_s)
 
     def _locked(self, reads: Any, writes: Any) -> bool:
