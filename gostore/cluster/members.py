@@ -84,7 +84,8 @@ class Member:
     """One node as the cluster knows it.
 
     ``rest_port``: 0 when it serves no REST. ``weight``: its share of the ring relative to a node of weight 1.
-    ``joined``: the epoch in which it was first admitted, its seniority: the order of the masters ring.
+    ``joined``: the epoch in which it was first admitted, its seniority: the order of the masters ring. ``disk``: the
+    mark of its data directory; another mark is another node, whatever it calls itself: it lacks what this one promised.
     Raises ``ValueError`` for a weight or a number out of range.
     """
 
@@ -96,6 +97,7 @@ class Member:
     rings: tuple[str, ...] = (GLOBAL_RING,)
     weight: float = 1.0
     joined: int = 0
+    disk: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -130,6 +132,7 @@ class Member:
             list(self.rings),
             self.weight,
             self.joined,
+            self.disk,
         ]
 
     @classmethod
@@ -145,6 +148,7 @@ class Member:
                 [*rings],
                 float() | int() as weight,
                 int(joined),
+                str(disk),
             ] if all(isinstance(ring, str) for ring in rings):
                 return cls(
                     name=name,
@@ -155,6 +159,7 @@ class Member:
                     rings=tuple(rings),
                     weight=float(weight),
                     joined=joined,
+                    disk=disk,
                 )
         raise ValueError(f"not a member: {wire!r:.200}")
 

@@ -141,7 +141,7 @@ def test_fields_at_their_bounds(field: str, least: object, most: object, outside
 
 def test_a_member_by_default_joins_the_global_ring_with_the_ordinary_weight() -> None:
     record = Member(name="a", address=ADDRESS)
-    assert record.to_wire() == ["a", ADDRESS.to_wire(), 0, "joining", 1, ["global"], 1.0, 0]
+    assert record.to_wire() == ["a", ADDRESS.to_wire(), 0, "joining", 1, ["global"], 1.0, 0, ""]
 
 
 def test_records_are_values() -> None:

@@ -19,11 +19,15 @@ from unittest.mock import patch
 
 from gostore.client.keyvalue import RemoteKeyValue
 from gostore.comm import calls
+from gostore.consensus import configuration
+from gostore.consensus.group import Group
 from gostore.core.errors import GoStoreError, Timeout
 from gostore.core.keyvalue import Committed, PointRead, RangeRead
 from gostore.core.transaction import Transaction
 from gostore.faults import Faults, Step, draw, nemesis
-from gostore.services.cls import leader, masters
+from gostore.services.cls import admission
+from gostore.services.cls import service as cls_service
+from gostore.services.cls.service import MASTERS_GROUP
 from gostore.services.db import coordinator, leadership, machine, mvcc, primary_backup, replica, transaction
 from gostore.services.db import journal as db_journal
 from gostore.services.db import service as db_service
@@ -456,24 +460,27 @@ def deleted_is_back() -> Any:
 # cls
 
 
-@bug("services.cls.masters", "off by one: a minority may decide", profile("network"))
+@bug("consensus.configuration", "off by one: a minority may decide", profile("network"))
 def minority_decides() -> Any:
-    def are_quorum(view: Any, voters: Sequence[str], alive: Any) -> bool:
-        return sum(name in alive for name in voters) >= len(voters) // 2
+    def majority(voters: Sequence[str], numbers: Any) -> int:
+        reached = sorted((numbers.get(name, 0) for name in voters), reverse=True)
+        return reached[max(0, len(reached) // 2 - 1)]
 
-    return patch.object(masters, "_are_quorum", are_quorum)
+    return patch.object(configuration, "_majority", majority)
 
 
-@bug(
-    "services.cls.leader",
-    "whom the failure detector suspects is declared dead, without a roll call",
-    profile("network"),
-)
-def no_roll_call() -> Any:
-    async def call_the_roll(self: leader.Leader, dead: Any) -> list[str]:
-        return [name for name, member in self._cls.view.members.items() if member.live and name not in dead]
+@bug("services.cls.leader", "what the master decides takes effect before it is committed", profile("network"))
+def effect_before_commit() -> Any:
+    original = Group.propose
 
-    return patch.object(leader.Leader, "_call_the_roll", call_the_roll)
+    async def propose(self: Group, payload: bytes, deadline_s: float) -> Any:
+        if self.number != MASTERS_GROUP:
+            return await original(self, payload, deadline_s)
+        taken = self.machine.apply(self.last.index + 1, payload)
+        await original(self, payload, deadline_s)
+        return taken
+
+    return patch.object(Group, "propose", propose)
 
 
 @bug("services.cls.service", "a node that restarts comes back in its former incarnation", dense("kill"))
@@ -486,13 +493,12 @@ def incarnation_reused() -> Any:
     return patch.object(node, "next_incarnation", first)
 
 
-@bug(
-    "services.cls.masters",
-    "an event is applied to whatever view there is, if the epoch fits: histories mix",
-    profile("network"),
-)
-def history_not_compared() -> Any:
-    return patch.object(masters, "fits", lambda view, event: event.epoch == view.epoch + 1)
+@bug("services.cls.admission", "a node that restarts builds upon the view that it has saved", dense("kill"))
+def saved_view_is_trusted() -> Any:
+    def all_offline(view: Any) -> Any:
+        return replace(admission.all_offline(view), digest=view.digest)
+
+    return patch.object(cls_service, "all_offline", all_offline)
 
 
 @bug("services.db.service", "a node keeps the ring of its first view: joins and losses do not reach it", dense("kill"))

@@ -137,7 +137,7 @@ class Admission:
         try:
             reply = await cls.endpoint.call(
                 contact, "cls", "join", join.address.to_wire(), join.rest_port, join.incarnation, join.weight,
-                timeout_s=timeout_s,
+                join.disk, timeout_s=timeout_s,
             )  # fmt: skip
         except AlreadyExists as error:
             raise self.refused(error) from None

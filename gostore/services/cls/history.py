@@ -1,4 +1,4 @@
-"""What a node keeps of the cluster over a restart: its own incarnation, and the events it has seen.
+"""What a node keeps of the cluster over a restart: its incarnation, the mark of its disk, and the events it has seen.
 
 The events are records of group :data:`GROUP` in the node's log, with now and then a snapshot of the whole view. The
 group's index counts records; the epoch is in the record, because a view that was pulled may skip epochs.
@@ -29,6 +29,9 @@ INCARNATIONS_PER_LIFE: Final = 1000
 INCARNATIONS_LEFT_MIN: Final = 100
 """With fewer left in the block the next one is reserved."""
 
+MARK_BITS: Final = 64
+"""Of the mark of a disk: two of a million disks have the same one once in ten million clusters."""
+
 _FILE: Final = "incarnation"
 
 
@@ -38,7 +41,9 @@ async def next_incarnation(env: Env) -> int:
     The first life begins at 1, the second at 1001. Raises :class:`Corrupt` when the file is damaged and
     :class:`Unavailable` when the disk fails.
     """
-    return await _reserve(env, _read(env)) + 1
+    used, mark = _read(env)
+    await _write(env, used + INCARNATIONS_PER_LIFE, mark or f"{env.rng.getrandbits(MARK_BITS):016x}")
+    return used + 1
 
 
 async def reserve_incarnations(env: Env, used: int) -> int:
@@ -46,34 +51,43 @@ async def reserve_incarnations(env: Env, used: int) -> int:
 
     Raises as :func:`next_incarnation`.
     """
-    ceiling = _read(env)
+    ceiling, mark = _read(env)
     while ceiling - used < INCARNATIONS_LEFT_MIN:
-        await _reserve(env, ceiling)
         ceiling += INCARNATIONS_PER_LIFE
+        await _write(env, ceiling, mark)
     return ceiling
 
 
-def _read(env: Env) -> int:
-    """The highest incarnation that was reserved, 0 in an empty directory."""
+def mark_of_disk(env: Env) -> str:
+    """What tells this data directory from all others: random, made with the first incarnation, and never changed.
+
+    Raises as :func:`next_incarnation`.
+    """
+    return _read(env)[1]
+
+
+def _read(env: Env) -> tuple[int, str]:
+    """The highest incarnation that was reserved and the mark; 0 and nothing in an empty directory."""
     try:
         content = env.disk.read_bytes(_FILE)
     except FileNotFoundError:
-        return 0
+        return 0, ""
     except OSError as error:
         raise Unavailable(f"{_FILE} cannot be read: {error.strerror}") from error
     text = content.decode("ascii", "replace").strip()
-    if not text.isdecimal():
-        raise Corrupt(f"{_FILE} holds {text!r:.40}; expected a number. Restore it, or join under another name")
-    return int(text)
+    match text.split():
+        case [number, mark] if number.isdecimal():
+            return int(number), mark
+    raise Corrupt(f"{_FILE} holds {text!r:.40}; expected a number and a mark. Restore it, or join under another name")
 
 
-async def _reserve(env: Env, ceiling: int) -> int:
+async def _write(env: Env, ceiling: int, mark: str) -> None:
     temporary = f"{_FILE}.tmp"
     try:
         file = env.disk.open(temporary, create=True)
         try:
             file.truncate(0)
-            file.append(f"{ceiling + INCARNATIONS_PER_LIFE}\n".encode())
+            file.append(f"{ceiling} {mark}\n".encode())
             await file.sync()
         finally:
             file.close()
@@ -83,7 +97,6 @@ async def _reserve(env: Env, ceiling: int) -> int:
         env.events.publish("disk_failed", what="incarnation", error=str(error))
         env.fatal(f"the incarnation could not be written: {error}")
         raise Unavailable(f"the incarnation could not be written: {error.strerror}", definite=False) from error
-    return ceiling
 
 
 class History:

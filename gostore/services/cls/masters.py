@@ -152,6 +152,7 @@ class Join:
     rest_port: int
     incarnation: int
     weight: float = 1.0
+    disk: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,8 +377,9 @@ def _without_seat(member: Member) -> Member:
 def _join(draft: _Draft, join: Join) -> None:
     """Raises :class:`AlreadyExists` when the name is taken, or this one is not its latest life.
 
-    A higher incarnation is the same node in a later life: it comes from the same data directory, which one process
-    at a time can use, and comm already hears the later life only.
+    The same data directory in a higher incarnation is the same node in a later life: one process at a time can use it,
+    and comm already hears the later life only. With another one it has lost what it promised, as a master or as a
+    replica of a shard (which way it voted, what it holds), and must not speak for the former.
     """
     old = draft.members.get(join.name)
     try:
@@ -389,6 +391,7 @@ def _join(draft: _Draft, join: Join) -> None:
             incarnation=join.incarnation,
             weight=join.weight,
             joined=draft.view.epoch + 1,
+            disk=join.disk,
         )
     except ValueError as error:
         raise BadRequest(str(error)) from None
@@ -397,7 +400,8 @@ def _join(draft: _Draft, join: Join) -> None:
         return
     if old.live and (old.incarnation, old.address) == (join.incarnation, join.address):
         return  # asked twice
-    if join.incarnation <= old.incarnation:
+    lost = join.disk != old.disk and old.state is not NodeState.LEFT
+    if join.incarnation <= old.incarnation or lost:
         doing = f"is {old.state} at {old.address}" if old.live else f"was here (it is {old.state} now)"
         raise AlreadyExists(
             f"a node {join.name!r} {doing}, in incarnation {old.incarnation}; the one at {join.address} comes in "

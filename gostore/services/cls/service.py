@@ -36,7 +36,7 @@ from gostore.services.cls import gossip, masters, swim
 from gostore.services.cls.admission import Admission, Patience, all_offline
 from gostore.services.cls.detection import Detection
 from gostore.services.cls.gossip import Item
-from gostore.services.cls.history import History
+from gostore.services.cls.history import History, mark_of_disk
 from gostore.services.cls.leader import Leader
 from gostore.services.cls.machine import Machine
 from gostore.services.cls.masters import Depart, Install, Join, NodeEvent
@@ -104,6 +104,7 @@ class ClsService:
         self._machine = Machine(self.view, self._committed)
         self.group = groups.open(MASTERS_GROUP, "masters", self._machine)
         self.group.on_change = self._leader.wake
+        self._disk = ""
         self._ready = False
         self._expelled = False
         self._unsynced = False
@@ -118,6 +119,7 @@ class ClsService:
         :class:`Unavailable` when a new node finds nobody, :class:`Corrupt` for a damaged log.
         """
         await self._detection.begin()
+        self._disk = mark_of_disk(self.env)
         saved = self._history.load(self.cache)
         if saved is not None:
             self._install(all_offline(saved), (), ())
@@ -285,7 +287,9 @@ class ClsService:
     # Remote functions: membership
 
     @remote
-    async def join(self, call: Call, address: list[Any], rest_port: int, incarnation: int, weight: float) -> list[Any]:
+    async def join(
+        self, call: Call, address: list[Any], rest_port: int, incarnation: int, weight: float, disk: str
+    ) -> list[Any]:
         """A node asks to be a member; the answer is ``[master, view]``."""
         try:
             where = Address.from_wire(address)
@@ -294,7 +298,9 @@ class ClsService:
         if where.host in ("0.0.0.0", "::", ""):  # noqa: S104
             # It listens everywhere; what others can reach is where its packets come from.
             where = Address(call.source_address.host, where.tcp_port, where.udp_port)
-        join = Join(name=call.source, address=where, rest_port=rest_port, incarnation=incarnation, weight=weight)
+        join = Join(
+            name=call.source, address=where, rest_port=rest_port, incarnation=incarnation, weight=weight, disk=disk
+        )
         await self._leader.decide(call, join)
         return [self.name, self.view.to_wire()]
 
@@ -306,6 +312,7 @@ class ClsService:
             rest_port=self.rest_port,
             incarnation=self.incarnation,
             weight=self.weight,
+            disk=self._disk,
         )
 
     @property

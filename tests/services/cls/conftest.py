@@ -51,6 +51,7 @@ class Node:
         **settings: Any,
     ) -> None:
         self.name = name
+        self.seed = hash_of(f"{root.name} {name}")
         self.at = at or Address("127.0.0.1", 0, 0)
         self.config = NodeConfig.from_dict(
             {
@@ -70,7 +71,7 @@ class Node:
 
     async def boot(self, patience: Patience | None = None) -> None:
         """Everything but the start of membership."""
-        self.env = real_env(self.name, self.config.data_dir, seed=hash_of(self.name))
+        self.env = real_env(self.name, self.config.data_dir, seed=self.seed)
         self.env.on_fatal = self.fatal.append
         self.env.events.subscribe(self.events.append)
         self.wal = await Wal.open(self.env, self.config.storage)

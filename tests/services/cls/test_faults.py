@@ -32,9 +32,8 @@ class Resolver:
 class Cluster:
     """Five nodes of cls in a world, and what must hold whatever happens."""
 
-    def __init__(self, world: World, service: type[ClsService] = ClsService) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.service = service
         self.cache = RingCache()
         self.services: dict[str, ClsService] = {}
         self.histories: dict[tuple[int, int], View] = {}
@@ -68,7 +67,7 @@ class Cluster:
             config=config.comm,
         )
         groups = Groups(env, endpoint, wal, PROFILES[config.cls.profile])
-        cls = resolver.cls = self.service(env, endpoint, wal, groups, config, cache=self.cache)
+        cls = resolver.cls = ClsService(env, endpoint, wal, groups, config, cache=self.cache)
         endpoint.register(groups)
         endpoint.register(cls)
         await endpoint.start()
@@ -133,9 +132,19 @@ def nemesis(world: World, names: tuple[str, ...]) -> None:
     at(FAULTS_S, world.net.heal)
 
 
-def run(seed: int, service: type[ClsService] = ClsService) -> Cluster:
+def storm(seed: int) -> Cluster:
+    """Faults, and no judgement."""
     with World(seed) as world:
-        cluster = Cluster(world, service)
+        cluster = Cluster(world)
+        world.run_until(cluster.settled, timeout_s=20.0, what="the first view")
+        nemesis(world, NAMES)
+        world.run_for(FAULTS_S + 1.0)
+        return cluster
+
+
+def run(seed: int) -> Cluster:
+    with World(seed) as world:
+        cluster = Cluster(world)
         world.run_until(cluster.settled, timeout_s=20.0, what="the first view")
         nemesis(world, NAMES)
         world.run_for(FAULTS_S + 1.0)
@@ -145,16 +154,19 @@ def run(seed: int, service: type[ClsService] = ClsService) -> Cluster:
         return cluster
 
 
-SEEDS = range(8)
-FORKS_MAX = 2
-"""Over all seeds; about one epoch in a thousand is numbered twice by the rule of today (see ``masters``, Limits)."""
+SEEDS = (1, 2, 3, 8, 22, 26, 37, 84)
+"""Under the rule of before (the first of the ring that sees a majority of those online decides, without a vote on what)
+the seeds 8, 22, 26 and 37 had epochs that were numbered twice, by two masters."""
 
 
-def test_after_any_faults_all_meet_again_in_one_view() -> None:
-    assert sum(run(seed).forks for seed in SEEDS) <= FORKS_MAX
+@pytest.mark.parametrize("seed", SEEDS)
+def test_after_any_faults_all_meet_again_in_one_view(seed: int) -> None:
+    assert run(seed).forks == 0
 
 
-def test_without_quorums_every_partition_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classical mistake: each side of a partition expels the other and goes on. They still end as one."""
-    monkeypatch.setattr("gostore.services.cls.masters.has_quorum", lambda view, alive: True)
-    assert sum(run(seed).forks for seed in SEEDS) > 5 * FORKS_MAX
+def test_without_majorities_every_partition_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classical mistake: whoever says that he leads does."""
+    monkeypatch.setattr(
+        "gostore.consensus.configuration._majority", lambda voters, numbers: max(numbers.values(), default=0)
+    )
+    assert sum(storm(seed).forks for seed in SEEDS) > 2 * len(SEEDS)

@@ -17,6 +17,7 @@ from gostore.services.cls.history import (
     GROUP,
     INCARNATIONS_PER_LIFE,
     History,
+    mark_of_disk,
     next_incarnation,
     reserve_incarnations,
 )
@@ -24,9 +25,9 @@ from gostore.services.cls.masters import Install, Join, Master, NodeEvent, apply
 from gostore.storage import Wal
 
 
-def in_env(path: Path, work: Callable[[Env], Awaitable[None]]) -> None:
+def in_env(path: Path, work: Callable[[Env], Awaitable[None]], seed: int = 1) -> None:
     async def main() -> None:
-        env = real_env("n1", path, seed=1)
+        env = real_env("n1", path, seed=seed)
         try:
             await work(env)
         finally:
@@ -46,6 +47,22 @@ def test_every_life_begins_above_all_earlier_ones(tmp_path: Path) -> None:
     for _ in range(3):
         in_env(tmp_path, life)
     assert found == [1, 1001, 2001]
+
+
+def test_a_disk_keeps_its_mark_and_another_has_another(tmp_path: Path) -> None:
+    marks: list[str] = []
+
+    async def life(env: Env) -> None:
+        await next_incarnation(env)
+        await reserve_incarnations(env, 5_000)
+        marks.append(mark_of_disk(env))
+
+    for _ in range(2):
+        in_env(tmp_path / "one", life)
+    in_env(tmp_path / "two", life, seed=2)
+    one, again, two = marks
+    assert one == again != two
+    assert len(one) == 16
 
 
 def test_a_life_of_many_refutations_takes_another_block(tmp_path: Path) -> None:
