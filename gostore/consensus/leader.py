@@ -14,7 +14,8 @@ elsewhere (Ongaro 2014, 6.2).
 
 *Going quiet.* When there is nothing to do for a while, everybody is up to date and lately heard of, the heartbeats say
 ``quiet``; a follower that holds and knows everything stops its timer and says so; when all have, the leader stops too.
-A member that is down keeps the group awake. Whatever is to be done wakes the leader, its next message the followers.
+A member that is down keeps the group awake. Whatever is to be written wakes the leader, its next message the followers.
+Reads wake nobody, unless their round is not answered.
 Nobody notices the death of a quiet leader here: who watches the nodes calls :meth:`Raft.wake`.
 """
 
@@ -101,7 +102,9 @@ class Leadership:
 
     @property
     def deadline_s(self) -> float:
-        return math.inf if self.quiet else min(self._heartbeat_s, self._transfer_until_s)
+        if self.quiet and not self._reading:
+            return math.inf
+        return min(self._heartbeat_s, self._transfer_until_s)
 
     # what is asked of it
 
@@ -171,9 +174,15 @@ class Leadership:
         """Find an index for a read. False: too many wait."""
         if len(self._new_reads) + sum(len(readers) for _, _, readers in self._reads) >= self._tunables.reads_max:
             return False
-        self.touch(now_s)
+        if self.quiet and not self._reading:
+            # One round with the group as quiet as it is; what is not answered by then wakes it.
+            self._plan_heartbeat(now_s + self._tunables.heartbeat_s)
         self._new_reads.append(reader)
         return True
+
+    @property
+    def _reading(self) -> bool:
+        return bool(self._new_reads or self._reads)
 
     def _check_not_leaving(self) -> None:
         if self._transfer_to is not None:
@@ -291,17 +300,18 @@ class Leadership:
 
     def flush(self, now_s: float) -> None:
         """Send what there is to send; everything that came since the last call shares messages."""
-        if self.over or self.quiet:
+        if self.over:
             return
-        for name, progress in self.progress.items():
-            self._replicate(name, progress, now_s)
+        if not self.quiet:
+            for name, progress in self.progress.items():
+                self._replicate(name, progress, now_s)
         if self._new_reads and self.settled:
             self._round += 1
             self._reads.append((self._round, self._log.committed, self._new_reads))
             self._new_reads = []
             for name, progress in self.progress.items():
                 if self._log.configuration.is_voter(name):
-                    self._send_heartbeat(name, progress, self._round)
+                    self._send_heartbeat(name, progress, self._round, quiet=self._quiet_round is not None)
             self._confirm_reads()
 
     def _replicate(self, name: str, progress: Progress, now_s: float) -> None:
@@ -402,7 +412,9 @@ class Leadership:
     def timeout(self, now_s: float) -> None:
         """Call it at ``deadline_s``."""
         if self.quiet:
-            return
+            if not self._reading or now_s < self._heartbeat_s:
+                return
+            self.touch(now_s)
         if now_s >= self._transfer_until_s:
             self._transfer_to, self._transfer_until_s = None, math.inf
         if now_s >= self._heartbeat_s:
@@ -454,7 +466,7 @@ class Leadership:
             now_s >= self._active_s + self._tunables.quiet_after_s
             and log.committed == log.last.index == log.durable
             and not log.configuration.joint
-            and not (self._reads or self._new_reads or self._transfer_to)
+            and not (self._reading or self._transfer_to)
             and all(
                 progress.match == log.last.index and progress.heard_s > since_s and not progress.leaving
                 for progress in self.progress.values()

@@ -851,11 +851,9 @@ def test_a_group_with_a_member_that_lags_or_is_silent_stays_awake(missing: str) 
 def test_everything_that_is_to_be_done_wakes_a_leader() -> None:
     wakers: list[Any] = [
         lambda raft: raft.propose([b"a"], NOW + 9),
-        lambda raft: raft.read(1, NOW + 9),
         lambda raft: raft.change(["n1", "n2", "n3"], ["n4"], NOW + 9),
         lambda raft: raft.transfer("n2", NOW + 9),
         lambda raft: raft.wake(NOW + 9),
-        lambda raft: raft.receive("n2", ReadRequest(1, 5), NOW + 9),
         lambda raft: raft.receive("n2", Vote(2, Point(1, 1), pre=True), NOW + 9),
     ]
     for wake in wakers:
@@ -869,6 +867,27 @@ def test_everything_that_is_to_be_done_wakes_a_leader() -> None:
     bench.receive("n9", Vote(2, Point(1, 1), pre=True))
     bench.receive("n2", HeartbeatReply(1, 2, quiet=True))
     assert bench.raft.statistics()["quiet"]
+
+
+def test_a_read_wakes_nobody_unless_it_is_not_answered() -> None:
+    for ask in (
+        lambda raft: raft.read(1, NOW + 9),
+        lambda raft: raft.receive("n2", ReadRequest(1, 5), NOW + 9),
+    ):
+        bench = quiet_leader()
+        ask(bench.raft)
+        rounds = kinds(bench.at(NOW + 9), Heartbeat)
+        assert [(to, message.quiet) for to, message in rounds] == [("n2", True), ("n3", True)]
+        assert NOW + 9 < bench.raft.deadline_s < NOW + 10
+        bench.receive("n3", HeartbeatReply(1, rounds[1][1].round, quiet=True))
+        assert bench.raft.statistics()["quiet"]
+        assert bench.raft.deadline_s == float("inf")
+        bench = quiet_leader()
+        ask(bench.raft)
+        bench.at(NOW + 9)
+        again = kinds(bench.at(bench.raft.deadline_s), Heartbeat)
+        assert [(to, message.quiet) for to, message in again] == [("n2", False), ("n3", False)]
+        assert not bench.raft.statistics()["quiet"]
 
 
 def quiet_follower() -> Bench:
