@@ -39,8 +39,8 @@ def run_one(seed: int, plan: Plan) -> dict[str, Any]:
     """One line of a tally."""
     run = run_seed(seed, nodes=plan.nodes, seconds=plan.seconds, profile=plan.profile)
     return {
-        "commit": commit(), "code": code(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile, **run.to_dict(),
-        "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
+        "commit": commit(), "code": code(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
+        **run.to_dict(), "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
         "token": "" if run.fine else str(Token.of(run, drawn=True)),
     }  # fmt: skip
 
