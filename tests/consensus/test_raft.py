@@ -345,13 +345,25 @@ def test_what_only_a_lost_log_explains_is_not_accepted() -> None:
         bench.receive("n2", Append(2, Point(2, 2), (), 0))
     with pytest.raises(Corrupt, match="both lead term 2"):
         bench.receive("n3", Append(2, ORIGIN, (), 0))
-    with pytest.raises(Corrupt, match="its log was lost"):
-        bench.receive("n2", Heartbeat(2, 4, 1))
     assert bench.raft.log.last == Point(3, 1)
     leader = Bench()
     leader.lead()
     with pytest.raises(Corrupt, match="leads term 1 too"):
         leader.receive("n2", Heartbeat(1, 0, 1))
+
+
+def test_a_leader_that_insists_on_more_than_there_is_reveals_a_lost_log() -> None:
+    bench = Bench([1, 1, 1], term=1)
+    assert bench.answer("n2", Heartbeat(1, 4, 1, quiet=True)) == HeartbeatReply(1, 1)
+    assert bench.raft.log.committed == 0
+    bench.now_s = NOW + 0.9
+    bench.receive("n2", Heartbeat(1, 4, 2))
+    bench.receive("n2", Heartbeat(1, 3, 3))  # so the other one was an old one
+    bench.now_s = NOW + 1.0
+    bench.receive("n2", Heartbeat(1, 4, 2))
+    bench.now_s = NOW + 2.0
+    with pytest.raises(Corrupt, match="log ends at 3: it was lost"):
+        bench.receive("n2", Heartbeat(1, 4, 4))
 
 
 def test_committed_entries_are_applied_once_and_again_after_a_restart() -> None:
@@ -694,6 +706,20 @@ def test_a_dismissed_member_that_is_dead_is_forgotten_after_a_while() -> None:
         bench.receive("n2", HeartbeatReply(1, step))
         bench.at(NOW + 0.25 * step)
         assert ("n3" in bench.raft.statistics()["followers"]) == (step < 4)
+
+
+def test_nothing_is_known_of_a_member_that_comes_back() -> None:
+    bench = Bench(configuration=Configuration(("n1", "n2"), ("n3",)))
+    bench.lead()
+    bench.settle()
+    bench.raft.change(["n1", "n2"], [], NOW)
+    bench.take()
+    bench.receive("n2", AppendReply(1, 2))
+    bench.raft.change(["n1", "n2"], ["n3"], NOW)
+    assert bench.raft.statistics()["followers"]["n3"] == {"state": "probe", "match": 0, "next": 3}
+    bench.take()
+    sent = bench.receive("n3", AppendReject(1, 2, ORIGIN))
+    assert [message.previous for _, message in kinds(sent, Append)] == [ORIGIN]
 
 
 def test_a_transfer_waits_for_the_log_of_the_successor_and_ends_in_time() -> None:
