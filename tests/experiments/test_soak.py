@@ -35,7 +35,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def line(commit: str, seed: int, plan: Plan = SHORT, **more: Any) -> dict[str, Any]:
     return {
         "commit": commit, "code": "t", "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
-        "seed": seed, "violations": [], "unknown": [], "virtual_s": 1.0, "wall_s": 0.1, "coverage": {"view": seed}, **more,
+        "seed": seed, "violations": [], "unknown": [], "virtual_s": 1.0, "wall_s": 0.1, "coverage": {"view": seed},
+        **more,
     }  # fmt: skip
 
 
