@@ -463,9 +463,11 @@ class Raft:
 
     def _check_committed(self, source: str, message: Append) -> None:
         """Raises ``Corrupt`` when it says something else of what is committed here."""
-        for index, term in (message.previous, *((entry.index, entry.term) for entry in message.entries)):
+        committed, previous = self.log.committed, message.previous
+        old = message.entries[: committed - previous.index]
+        for index, term in (previous, *((entry.index, entry.term) for entry in old)):
             known = self.log.term(index)
-            if index <= self.log.committed and known not in (None, term):
+            if known not in (None, term):
                 raise Corrupt(
                     f"{source} has term {term} at index {index}, where {self.name} has committed an entry of term "
                     f"{known}: a log was lost"

@@ -604,6 +604,19 @@ def test_a_forwarded_read_waits_until_it_is_applied_or_fails() -> None:
     assert bench.reads[3:] == [ReadState(4, None)]
 
 
+def test_no_two_lives_ask_with_the_same_number() -> None:
+    """The answer to a question of the life before would be too old."""
+    numbers = []
+    for seed in range(20):
+        raft = Raft("n1", Restored(configuration=THREE), Bench(), TUNABLES, random.Random(seed), NOW)
+        raft.receive("n2", Append(1, ORIGIN, (), 0), NOW)
+        raft.read(1, NOW)
+        ready = raft.ready(NOW)
+        assert ready is not None
+        numbers += [message.number for _, message in kinds(ready.messages, ReadRequest)]
+    assert len(dict.fromkeys(numbers)) == 20
+
+
 def test_a_leader_that_is_deposed_fails_the_reads_of_all() -> None:
     bench = Bench()
     bench.lead()
@@ -781,6 +794,12 @@ def test_a_snapshot_of_what_is_here_is_not_taken() -> None:
     assert bench.answer("n2", chunk(0)) == AppendReply(2, 9)
     assert (bench.raft.log.committed, bench.raft.log.last) == (9, Point(10, 2))
     assert bench.chunks == []
+
+
+def test_a_snapshot_of_what_was_compacted_here_is_not_taken() -> None:
+    bench = Bench([2, 2], term=2, start=Point(12, 2))
+    assert bench.answer("n2", chunk(0)) == AppendReply(2, 12)
+    assert (bench.chunks, bench.raft.log.last) == ([], Point(14, 2))
 
 
 def compacted() -> Bench:
