@@ -143,6 +143,7 @@ KINDS = {
     "files": "linearizability of files",
     "cells": "serializability",
     "counters": "sum of a counter",
+    "at most once": "calls run at most once",
     "locks": "locks after quiet",
     "two-phase commit": "two-phase commit after quiet",
     "replicas are equal": "replicas equal after quiet",
