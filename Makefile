@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo lab test lint types unit notebooks browser bench mutation clean
+.PHONY: help demo lab test lint types unit notebooks browser bench soak mutation clean
 
 help:
 	@echo 'make demo   store a real directory tree in five processes, kill one, read everything back'
 	@echo 'make lab    open JupyterLab on the first notebook'
 	@echo 'make test   everything that must hold (within 10 minutes on 2 cores)'
 	@echo 'make bench  the launch benchmark against dask'
+	@echo 'make soak   simulated runs with swarm faults on all processors; goes on where it stopped (SEEDS=1000 SECONDS=30)'
 	@echo 'make mutation  mutants of the pure cores: writes docs/mutation.md (an hour of one core; goes on where it stopped)'
 
 demo: $(VENV)/.core compiled
@@ -40,6 +41,13 @@ browser: $(VENV)/.dev compiled
 
 bench: $(VENV)/.dev compiled
 	$(BIN)/gostore bench launch --vs dask
+
+SEEDS ?= 1000
+SECONDS ?= 30
+FAULTS ?= swarm
+
+soak: $(VENV)/.core compiled
+	$(BIN)/gostore sim --seed 1 --seeds $(SEEDS) --seconds $(SECONDS) --faults $(FAULTS) --jobs 0 --tally .soak/tally.jsonl --shrink 0
 
 mutation: $(VENV)/.mutation
 	nice -n 10 $(BIN)/python tests/mutation/run.py --json

@@ -209,10 +209,11 @@ class Leadership:
         for name in members:
             if name == self._name:
                 continue
-            if name not in self.progress:
-                # Begin with the latest entry: there always is one to send.
+            known = self.progress.get(name)
+            if known is None or known.leaving:
+                # Nothing is known of one that comes back, as it may have forgotten its log meanwhile. Begin with the
+                # latest entry: there always is one to send.
                 self.progress[name] = Progress(self._log.last.index, now_s)
-            self.progress[name].leaving = False
         for name, progress in self.progress.items():
             if name not in members:
                 progress.leaving = True

@@ -91,6 +91,7 @@ class Raft:
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._contact_s = -math.inf
+        self._contradicted_s = math.inf  # since then the leader says that this log is longer than it is
         self._incoming: tuple[tuple[str, int, int], int] | None = None  # identity of a snapshot, next chunk
         self.log.commit(min(max(restored.hard_state.commit, self.log.start.index), self.log.last.index))
         hard = HardState(self.term, self._vote, self.log.committed)
@@ -350,8 +351,8 @@ class Raft:
         """A message of another replica of this group, member or not.
 
         Old, doubled and reordered ones do no harm. Raises ``Corrupt``, with the log unchanged, for one that a correct
-        group cannot produce: two leaders in one term, another entry where one is committed, a commit of what this
-        replica acknowledged and does not have. A log was lost or damaged then: stop this replica.
+        group cannot produce: two leaders in one term, another entry where one is committed, or, for an election
+        time-out, the commit of what this replica does not have. A log was lost or damaged then: stop this replica.
         """
         if isinstance(message, Vote):
             self._on_vote(source, message, now_s)
@@ -462,27 +463,42 @@ class Raft:
 
     def _check_committed(self, source: str, message: Append) -> None:
         """Raises ``Corrupt`` when it says something else of what is committed here."""
-        for index, term in (message.previous, *((entry.index, entry.term) for entry in message.entries)):
+        committed, previous = self.log.committed, message.previous
+        old = message.entries[: committed - previous.index]
+        for index, term in (previous, *((entry.index, entry.term) for entry in old)):
             known = self.log.term(index)
-            if index <= self.log.committed and known not in (None, term):
+            if known not in (None, term):
                 raise Corrupt(
                     f"{source} has term {term} at index {index}, where {self.name} has committed an entry of term "
                     f"{known}: a log was lost"
                 )
 
     def _on_heartbeat(self, source: str, message: Heartbeat, now_s: float) -> None:
-        if message.commit > self.log.last.index:
-            raise Corrupt(
-                f"{source} says that {self.name} acknowledged entry {message.commit}; its log ends at "
-                f"{self.log.last.index}: its log was lost"
-            )
+        self._check_acknowledged(source, message, now_s)
         self._heard_leader(source, now_s)
-        self.log.commit(message.commit)
+        if message.commit <= self.log.last.index:
+            self.log.commit(message.commit)
         if message.quiet and message.commit == self.log.last.index:
             self.quiet = True
             self._arm(now_s)
         if message.round:
             self._send_synced(source, HeartbeatReply(self.term, message.round, self.quiet))
+
+    def _check_acknowledged(self, source: str, message: Heartbeat, now_s: float) -> None:
+        """Raises ``Corrupt`` when the leader insists that this replica has acknowledged what it does not have.
+
+        Once is not enough: it may be an old message to a replica that was removed and added again.
+        """
+        last = self.log.last.index
+        if message.commit <= last:
+            self._contradicted_s = math.inf
+        elif now_s >= self._contradicted_s + self._tunables.election_timeout_s:
+            raise Corrupt(
+                f"{source} says that {self.name} has acknowledged entry {message.commit}, but its log ends at {last}: "
+                "it was lost"
+            )
+        else:
+            self._contradicted_s = min(self._contradicted_s, now_s)
 
     def _on_chunk(self, source: str, chunk: Chunk, now_s: float) -> None:
         self._heard_leader(source, now_s)

@@ -74,9 +74,11 @@ class Restored:
 
     ``entries`` follow ``start``, the point of the last snapshot, where ``configuration`` is in force. The state
     machine is at ``start`` too. The first members of a new group begin with the same configuration at ``ORIGIN``; who
-    comes later begins with none, and is told. A name whose log was lost must not come back: it may have voted, and
-    acknowledged entries. It is removed from the group, and added under another name or after a change that proves it
-    gone.
+    comes later begins with none, and is told.
+
+    A member that has lost its log must not come back under its name: it may have voted, and acknowledged entries. It is
+    removed, and comes in under another one. A replica that was removed, by a configuration that is committed, may
+    forget its log and be added again, but has to keep the term and the vote.
     """
 
     hard_state: HardState = HardState()

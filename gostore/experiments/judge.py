@@ -65,6 +65,7 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
         return
     run.violations.extend(workload.totals.wrong)
     run.violations.extend(_counters(workload))
+    run.violations.extend(_run_again(cluster.events, workload))
     for what, history in (("registers", workload.registers), ("files", workload.files)):
         verdict = check_linearizable(history)
         if verdict.verdict is Verdict.NOT:
@@ -110,6 +111,25 @@ def wrongly_declared(events: Iterable[Event], schedule: Sequence[Step]) -> list[
                 what = f"{member} was declared offline at {event.time_s:.3f} s (event {event.seq} of {event.node})"
                 found.setdefault(member, f"only the dead are declared offline: {what}, but had been running")
     return list(found.values())
+
+
+def _run_again(events: Iterable[Event], workload: Workload) -> Iterator[str]:
+    """A call runs at most once: a file is written at most as often as clients asked for it.
+
+    (They ask again only after an error that says that nothing has happened.)
+    """
+    asked: dict[str, int] = {}
+    for operation in workload.files:
+        if operation.kind == "write" and operation.argument is not None:
+            path = f"/load/{operation.key}"
+            asked[path] = asked.get(path, 0) + 1
+    written: dict[str, int] = {}
+    for event in events:
+        if event.kind == "fs_write":
+            written[event.data["path"]] = written.get(event.data["path"], 0) + 1
+    for path, times in sorted(written.items()):
+        if times > asked.get(path, 0):
+            yield f"at most once: {path} was written {times} times by {asked.get(path, 0)} calls"
 
 
 def _counters(workload: Workload) -> Iterator[str]:

@@ -54,20 +54,30 @@ TAIL: Final = 12
 """Events of the journal that a moment shows."""
 
 
+def _git(*arguments: str) -> str:
+    """Raises ``OSError`` and ``SubprocessError`` where there is no git, or no checkout."""
+    here = str(Path(gostore.__file__).parent)
+    return subprocess.run(
+        ["git", "-C", here, *arguments],  # noqa: S607
+        capture_output=True, text=True, check=True, timeout=10,
+    ).stdout.strip()  # fmt: skip
+
+
 @cache
 def commit() -> str:
     """The commit that this code is of, with ``+`` behind it when files differ from it; else the package's version."""
-    here = Path(gostore.__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments],  # noqa: S607
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-
     try:
-        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", str(here)))
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "."))
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return f"version {gostore.__version__}"
+
+
+@cache
+def code() -> str:
+    """The name of what is in the package, the same for all commits that do not touch it."""
+    try:
+        return _git("rev-parse", "--short=12", "HEAD:./")
     except (OSError, subprocess.SubprocessError):
         return f"version {gostore.__version__}"
 

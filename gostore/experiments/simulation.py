@@ -23,7 +23,7 @@ SETTLE_S: Final = 60.0
 
 SEEDS_MAX: Final = 1_000_000
 
-JUDGED: Final = ("db", "storage")
+JUDGED: Final = ("db", "storage", "fs")
 """Categories of events that the checks need, beside those that a journal always collects."""
 
 

@@ -1,8 +1,8 @@
 """Many seeds: on several processors, resumable, with a tally by commit.
 
 Every finished run is one JSON line of the tally file, written when it is known; so a soak may be interrupted at any
-time and goes on where it was. A line counts for the commit that made it: after a change all seeds are run again, and
-the tally shows both.
+time and goes on where it was. A line counts for the code that made it, whose commit it names: after a change to the
+package all seeds are run again, and the tally shows both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gostore.core.errors import BadRequest
-from gostore.experiments.replay import Token, commit
+from gostore.experiments.replay import Token, code, commit
 from gostore.experiments.simulation import run_seed
 
 AHEAD: Final = 4
@@ -39,8 +39,8 @@ def run_one(seed: int, plan: Plan) -> dict[str, Any]:
     """One line of a tally."""
     run = run_seed(seed, nodes=plan.nodes, seconds=plan.seconds, profile=plan.profile)
     return {
-        "commit": commit(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile, **run.to_dict(),
-        "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
+        "commit": commit(), "code": code(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
+        **run.to_dict(), "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
         "token": "" if run.fine else str(Token.of(run, drawn=True)),
     }  # fmt: skip
 
@@ -59,7 +59,15 @@ def read_tally(file: Path) -> list[dict[str, Any]]:
             break
         try:
             row = json.loads(line)
-            _ = (row["seed"], row["commit"], row["nodes"], row["seconds"], row["faults"], row["violations"])
+            _ = (
+                row["seed"],
+                row["commit"],
+                row["code"],
+                row["nodes"],
+                row["seconds"],
+                row["faults"],
+                row["violations"],
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest(
                 f"{file}, line {number}: expected a run as `gostore sim --tally` writes it: {error}"
@@ -76,7 +84,7 @@ def soak(
     file: Path | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Run the seeds that the tally ``file`` does not have for this commit and plan; the lines of all of them, by seed.
+    """Run the seeds that the tally ``file`` does not have for this code and plan; the lines of all of them, by seed.
 
     ``jobs``: processes, 0 for as many as there are processors. ``progress`` is called with each new line. Raises as
     :func:`run_seed` and :func:`read_tally`, :class:`BadRequest` for a negative ``jobs``.
@@ -97,9 +105,9 @@ def soak(
 
 def _known(file: Path | None, plan: Plan) -> list[dict[str, Any]]:
     if file is None or commit().endswith("+"):
-        return []  # code that was never committed has no name, so its runs cannot be told apart
-    mine = (commit(), plan.nodes, plan.seconds, plan.profile)
-    return [r for r in read_tally(file) if (r["commit"], r["nodes"], r["seconds"], r["faults"]) == mine]
+        return []  # what was never committed has no name, so its runs cannot be told apart
+    mine = (code(), plan.nodes, plan.seconds, plan.profile)
+    return [r for r in read_tally(file) if (r["code"], r["nodes"], r["seconds"], r["faults"]) == mine]
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:

@@ -345,13 +345,25 @@ def test_what_only_a_lost_log_explains_is_not_accepted() -> None:
         bench.receive("n2", Append(2, Point(2, 2), (), 0))
     with pytest.raises(Corrupt, match="both lead term 2"):
         bench.receive("n3", Append(2, ORIGIN, (), 0))
-    with pytest.raises(Corrupt, match="its log was lost"):
-        bench.receive("n2", Heartbeat(2, 4, 1))
     assert bench.raft.log.last == Point(3, 1)
     leader = Bench()
     leader.lead()
     with pytest.raises(Corrupt, match="leads term 1 too"):
         leader.receive("n2", Heartbeat(1, 0, 1))
+
+
+def test_a_leader_that_insists_on_more_than_there_is_reveals_a_lost_log() -> None:
+    bench = Bench([1, 1, 1], term=1)
+    assert bench.answer("n2", Heartbeat(1, 4, 1, quiet=True)) == HeartbeatReply(1, 1)
+    assert bench.raft.log.committed == 0
+    bench.now_s = NOW + 0.9
+    bench.receive("n2", Heartbeat(1, 4, 2))
+    bench.receive("n2", Heartbeat(1, 3, 3))  # so the other one was an old one
+    bench.now_s = NOW + 1.0
+    bench.receive("n2", Heartbeat(1, 4, 2))
+    bench.now_s = NOW + 2.0
+    with pytest.raises(Corrupt, match="log ends at 3: it was lost"):
+        bench.receive("n2", Heartbeat(1, 4, 4))
 
 
 def test_committed_entries_are_applied_once_and_again_after_a_restart() -> None:
@@ -482,11 +494,10 @@ def test_old_answers_change_nothing() -> None:
     bench.raft.propose([b"a"], NOW)
     bench.take()
     progress = bench.raft.statistics()["followers"]
-    assert bench.receive("n2", AppendReject(1, 0, ORIGIN)) == []
-    assert bench.receive("n2", AppendReply(1, 0)) == []
-    assert bench.receive("n2", AppendReply(1, 1)) == []
-    assert bench.raft.statistics()["followers"] == progress
-    assert bench.receive("n2", ChunkReply(1, 1, 0)) == []
+    old = (AppendReject(1, 0, ORIGIN), AppendReply(1, 1), AppendReply(1, 0), ChunkReply(1, 1, 0))
+    for message in old:
+        assert bench.receive("n2", message) == []
+        assert bench.raft.statistics()["followers"] == progress
     assert bench.receive("n9", AppendReply(1, 2)) == []
     assert bench.raft.log.committed == 1
 
@@ -590,6 +601,19 @@ def test_a_forwarded_read_waits_until_it_is_applied_or_fails() -> None:
     bench.raft.read(4, bench.now_s)
     bench.receive("n3", Append(2, ORIGIN, (), 0))
     assert bench.reads[3:] == [ReadState(4, None)]
+
+
+def test_no_two_lives_ask_with_the_same_number() -> None:
+    """The answer to a question of the life before would be too old."""
+    numbers = []
+    for seed in range(20):
+        raft = Raft("n1", Restored(configuration=THREE), Bench(), TUNABLES, random.Random(seed), NOW)
+        raft.receive("n2", Append(1, ORIGIN, (), 0), NOW)
+        raft.read(1, NOW)
+        ready = raft.ready(NOW)
+        assert ready is not None
+        numbers += [message.number for _, message in kinds(ready.messages, ReadRequest)]
+    assert len(dict.fromkeys(numbers)) == 20
 
 
 def test_a_leader_that_is_deposed_fails_the_reads_of_all() -> None:
@@ -696,6 +720,20 @@ def test_a_dismissed_member_that_is_dead_is_forgotten_after_a_while() -> None:
         assert ("n3" in bench.raft.statistics()["followers"]) == (step < 4)
 
 
+def test_nothing_is_known_of_a_member_that_comes_back() -> None:
+    bench = Bench(configuration=Configuration(("n1", "n2"), ("n3",)))
+    bench.lead()
+    bench.settle()
+    bench.raft.change(["n1", "n2"], [], NOW)
+    bench.take()
+    bench.receive("n2", AppendReply(1, 2))
+    bench.raft.change(["n1", "n2"], ["n3"], NOW)
+    assert bench.raft.statistics()["followers"]["n3"] == {"state": "probe", "match": 0, "next": 3}
+    bench.take()
+    sent = bench.receive("n3", AppendReject(1, 2, ORIGIN))
+    assert [message.previous for _, message in kinds(sent, Append)] == [ORIGIN]
+
+
 def test_a_transfer_waits_for_the_log_of_the_successor_and_ends_in_time() -> None:
     bench = Bench()
     bench.lead()
@@ -755,6 +793,12 @@ def test_a_snapshot_of_what_is_here_is_not_taken() -> None:
     assert bench.answer("n2", chunk(0)) == AppendReply(2, 9)
     assert (bench.raft.log.committed, bench.raft.log.last) == (9, Point(10, 2))
     assert bench.chunks == []
+
+
+def test_a_snapshot_of_what_was_compacted_here_is_not_taken() -> None:
+    bench = Bench([2, 2], term=2, start=Point(12, 2))
+    assert bench.answer("n2", chunk(0)) == AppendReply(2, 12)
+    assert (bench.chunks, bench.raft.log.last) == ([], Point(14, 2))
 
 
 def compacted() -> Bench:

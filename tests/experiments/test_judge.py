@@ -7,7 +7,7 @@ from typing import Any
 
 from gostore.check import Outcome, Serializable, check_serializable
 from gostore.core.events import Event
-from gostore.experiments.judge import DECLARED_S, _counters, wrongly_declared
+from gostore.experiments.judge import DECLARED_S, _counters, _run_again, wrongly_declared
 from gostore.experiments.workload import Attempt, Workload
 from gostore.faults import Step
 
@@ -46,6 +46,16 @@ def test_an_addition_that_was_acknowledged_counts_once() -> None:
     for final, right in ((9, False), (10, True), (12, True), (15, True), (16, False), (None, True)):
         counter.final = final
         assert (list(_counters(load)) == []) == right, final
+
+
+def test_a_call_that_runs_twice_is_seen() -> None:
+    load = workload()
+    load.files.ok(load.files.invoke("c", "write", "f1", 7))
+    load.files.ok(load.files.invoke("c", "write", "f1", None))
+    load.files.info(load.files.invoke("c", "write", "f1", 8))
+    write = event("n1", 1.0, "fs_write", path="/load/f1", size=1, version=1, chunks=0, duration_s=0.1)
+    assert list(_run_again([write] * 2, load)) == []
+    assert list(_run_again([write] * 3, load)) == ["at most once: /load/f1 was written 3 times by 2 calls"]
 
 
 def attempt(

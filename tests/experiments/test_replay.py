@@ -143,6 +143,7 @@ def test_the_commit_of_a_package_without_a_checkout(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module.subprocess, "run", no_git)
     assert module.commit.__wrapped__().startswith("version ")
+    assert module.code.__wrapped__().startswith("version ")
 
 
 def test_an_empty_moment_is_shown() -> None:

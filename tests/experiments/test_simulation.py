@@ -47,15 +47,6 @@ def test_the_same_seed_gives_the_same_trace_anywhere() -> None:
     assert run_seed(8, seconds=6.0, profile="swarm").trace_sha256 != one[0]
 
 
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_the_faults_that_are_survived(seed: int) -> None:
-    run = run_seed(seed, seconds=8.0, profile="promised")
-    assert run.violations == [], run.replay
-    assert run.unknown == [], run.replay
-    assert run.coverage["operations"] > 20
-    assert run.coverage["commit"] > 20
-
-
 def test_a_schedule_is_a_function_of_its_seed_and_ends_in_time() -> None:
     for profile in PROFILES:
         schedules = [draw(random.Random(seed), NODES, 30.0, profile) for seed in range(20)]

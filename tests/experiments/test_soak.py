@@ -24,17 +24,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def pretend(seed: int, plan: Plan) -> dict[str, Any]:
         ran.append(seed)
-        return line(module.commit(), seed, plan)
+        return line(module.commit(), seed, plan, code=module.code())
 
     monkeypatch.setattr(module, "commit", lambda: "c1")
+    monkeypatch.setattr(module, "code", lambda: "t1")
     monkeypatch.setattr(module, "run_one", pretend)
     return ran
 
 
 def line(commit: str, seed: int, plan: Plan = SHORT, **more: Any) -> dict[str, Any]:
     return {
-        "commit": commit, "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile, "seed": seed,
-        "violations": [], "unknown": [], "virtual_s": 1.0, "wall_s": 0.1, "coverage": {"view": seed}, **more,
+        "commit": commit, "code": "t", "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
+        "seed": seed, "violations": [], "unknown": [], "virtual_s": 1.0, "wall_s": 0.1, "coverage": {"view": seed},
+        **more,
     }  # fmt: skip
 
 
@@ -52,7 +54,11 @@ def test_a_soak_goes_on_where_it_was(counted: list[int], tmp_path: Path) -> None
 def test_a_line_counts_for_its_commit(counted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tally.jsonl"
     soak(range(2), SHORT, file=file)
+    monkeypatch.setattr(module, "commit", lambda: "c1a")  # a commit that does not touch the package
+    soak(range(2), SHORT, file=file)
+    assert counted == [0, 1]
     monkeypatch.setattr(module, "commit", lambda: "c2")
+    monkeypatch.setattr(module, "code", lambda: "t2")
     soak(range(2), SHORT, file=file)
     assert counted == [0, 1, 0, 1]
     assert [(tally.commit, tally.seeds) for tally in tallies(read_tally(file))] == [("c1", 2), ("c2", 2)]

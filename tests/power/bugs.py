@@ -109,6 +109,11 @@ def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
     ]
 
 
+def lossy_client(rng: random.Random, seconds: float) -> list[Step]:
+    """What the client and the nodes say to each other is lost now and then, to the end."""
+    return [Step(0.2, seconds, "lossy_client", {"probability": round(rng.uniform(0.05, 0.25), 3)})]
+
+
 def damaged_chunks(rng: random.Random, seconds: float) -> list[Step]:
     """Now and then a bit flips in a chunk."""
     times = sorted(round(rng.uniform(0.1, 0.9) * seconds, 3) for _ in range(12))
@@ -130,13 +135,21 @@ async def _damage(faults: Any, node: str, number: int) -> None:
         disk.corrupt(name, len(disk.read_bytes(name)) // 2, bit=3)
 
 
+async def _lossy_client(faults: Any, probability: float) -> None:
+    links = faults._cluster.sim.net.links
+    for node in NODES:
+        for source, target in (("client", node), (node, "client")):
+            links.set(source, target, loss=probability)
+
+
 @contextmanager
 def more_faults() -> Iterator[None]:
-    """Two words that the vocabulary of faults lacks, for schedules of this file."""
+    """Words that the vocabulary of faults lacks, for schedules of this file."""
+    more = {"failing_syncs": _failing_syncs, "damage": _damage, "lossy_client": _lossy_client}
     with ExitStack() as stack:
-        stack.enter_context(patch.object(nemesis, "WORDS", (*nemesis.WORDS, "failing_syncs", "damage")))
-        stack.enter_context(patch.object(Faults, "failing_syncs", _failing_syncs, create=True))
-        stack.enter_context(patch.object(Faults, "damage", _damage, create=True))
+        stack.enter_context(patch.object(nemesis, "WORDS", (*nemesis.WORDS, *more)))
+        for word, function in more.items():
+            stack.enter_context(patch.object(Faults, word, function, create=True))
         yield
 
 
@@ -242,7 +255,7 @@ def chunk_not_verified() -> Any:
 # comm
 
 
-@bug("comm.calls", "no suppression of duplicates: a request that comes again runs again", dense("loss"))
+@bug("comm.calls", "no suppression of duplicates: a request that comes again runs again", lossy_client)
 def duplicates_run() -> Any:
     original = calls.Callee.request
 

@@ -1,13 +1,14 @@
 """Hunt planted bugs with seeded simulated runs, and publish what it took.
 
     .venv/bin/python tests/power/hunt.py [BUG ...] [--seeds 500] [--again] [--budget-s 600]
+    .venv/bin/python tests/power/hunt.py [BUG ...] --refresh
     .venv/bin/python tests/power/hunt.py BUG --replay
 
 For each bug: seeds from 0 on until one fails with the bug and is clean without it; then its schedule of faults and its
 duration are made smaller while it still fails, and it is run twice more, which must give the same trace. What is found
 goes into ``found.json`` after each bug, so that a hunt can be interrupted and goes on where it was; ``--again`` begins
-anew. ``docs/test-power.md`` is written from that file at the end. ``--replay`` runs a found one again and prints what
-breaks.
+anew, and ``--refresh`` runs what was found again after the product has changed. ``docs/test-power.md`` is written from
+that file at the end. ``--replay`` runs a found one again and prints what breaks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "test-power.md"
 SEEDS_MAX = 500
 SHRINK_RUNS_MAX = 20
 KINDS_MAX = 3
+VIOLATION_MAX = 400
 SHORTER = (0.25, 0.5, 0.75)
 """Parts of the duration that are tried when the schedule is as small as it gets."""
 
@@ -109,13 +111,31 @@ def shrink(bug: Bug, run: Run) -> Found:
         ):
             seconds = shorter
             break
-    once, twice = (run_with(bug, run.seed, seconds, schedule) for _ in range(2))
-    assert once.trace_sha256 == twice.trace_sha256, f"{bug.name}: two runs of seed {run.seed} differ"
+    first = Found(bug.name, run.seed, 0, seconds, "", "", len(before.schedule), before.events, 0, "", [])
+    first.schedule = [asdict(step) for step in schedule]
+    return replayed(bug, first)
+
+
+def replayed(bug: Bug, found: Found) -> Found:
+    """Run it twice: the same trace, and the same is broken. Its figures are those of these runs."""
+    once, twice = (run_with(bug, found.seed, found.seconds, steps_of(found)) for _ in range(2))
+    assert once.trace_sha256 == twice.trace_sha256, f"{bug.name}: two runs of seed {found.seed} differ"
     assert once.violations == twice.violations
-    return Found(
-        bug.name, run.seed, 0, seconds, kinds_of(once), once.violations[0][:400], len(before.schedule),
-        before.events, once.events, once.trace_sha256, [asdict(step) for step in schedule],
+    return replace(
+        found, check=kinds_of(once), violation="\n".join(once.violations)[:VIOLATION_MAX], events=once.events,
+        trace_sha256=once.trace_sha256,
     )  # fmt: skip
+
+
+def refresh(found: dict[str, Found], names: Sequence[str]) -> None:
+    """The figures of the product as it is now; what it does not find any more is to be hunted again."""
+    for name in [name for name in names if name in found]:
+        one = replayed(BUGS[name], found[name])
+        if one.check and run_with(BUGS[name], one.seed, one.seconds, steps_of(one), present=False).fine:
+            found[name] = one
+        else:
+            del found[name]
+            print(f"{name}: not found on seed {one.seed} any more", flush=True)
 
 
 KINDS = {
@@ -123,6 +143,7 @@ KINDS = {
     "files": "linearizability of files",
     "cells": "serializability",
     "counters": "sum of a counter",
+    "at most once": "calls run at most once",
     "locks": "locks after quiet",
     "two-phase commit": "two-phase commit after quiet",
     "replicas are equal": "replicas equal after quiet",
@@ -150,7 +171,7 @@ def kind_of(violation: str) -> str:
         return "sum of the accounts"
     if "cannot be applied" in violation or " ended with status " in violation:
         return "no node ends by itself"
-    if "does not come back" in violation:
+    if "does not come back" in violation or "did not start" in violation:
         return "every node comes back"
     if " failed" in head or "task " in violation:
         return "no task fails"
@@ -190,7 +211,8 @@ def table(found: dict[str, Found], tried: dict[str, int]) -> str:
         "",
         "    .venv/bin/python tests/power/hunt.py",
         "",
-        "which goes on where it was (`--again` begins anew; `--seeds 500` is the limit for each bug).",
+        "which goes on where it was. With `--refresh` it first runs again what was found, as it must be done after the",
+        "product has changed; with `--again` it begins anew; `--seeds 500` is the limit for each bug.",
         "",
         f"**Found: {len(found)} of {len(BUGS)}, in at most {SEEDS_MAX} seeds each.**",
         "",
@@ -223,6 +245,7 @@ def main() -> int:
     parser.add_argument("bugs", nargs="*", metavar="BUG", help=f"default: all of {', '.join(BUGS)}")
     parser.add_argument("--seeds", type=int, default=SEEDS_MAX)
     parser.add_argument("--again", action="store_true", help="hunt also what was found")
+    parser.add_argument("--refresh", action="store_true", help="first run what was found again, for its figures")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="end after so many seconds")
     parser.add_argument("--replay", action="store_true", help="run what was found again and print what breaks")
     options = parser.parse_args()
@@ -237,6 +260,8 @@ def main() -> int:
         for name in chosen:
             found.pop(name, None)
             tried.pop(name, None)
+    if options.refresh:
+        refresh(found, chosen)
     for name in chosen:
         if name in found:
             continue
