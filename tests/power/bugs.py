@@ -482,18 +482,24 @@ def minority_decides() -> Any:
     return patch.object(configuration, "_majority", majority)
 
 
-@bug("services.cls.leader", "what the master decides takes effect before it is committed", profile("network"))
-def effect_before_commit() -> Any:
-    original = Group.propose
+@bug(
+    "services.cls.leader", "the master decides alone: nobody confirms that it leads or has written", profile("network")
+)
+@contextmanager
+def master_decides_alone() -> Iterator[None]:
+    propose, read_barrier = Group.propose, Group.read_barrier
 
-    async def propose(self: Group, payload: bytes, deadline_s: float) -> Any:
+    async def apply_at_once(self: Group, payload: bytes, deadline_s: float) -> Any:
         if self.number != MASTERS_GROUP:
-            return await original(self, payload, deadline_s)
-        taken = self.machine.apply(self.last.index + 1, payload)
-        await original(self, payload, deadline_s)
-        return taken
+            return await propose(self, payload, deadline_s)
+        return self.machine.apply(self.last.index + 1, payload)
 
-    return patch.object(Group, "propose", propose)
+    async def believe(self: Group, deadline_s: float) -> None:
+        if self.number != MASTERS_GROUP:
+            await read_barrier(self, deadline_s)
+
+    with patch.object(Group, "propose", apply_at_once), patch.object(Group, "read_barrier", believe):
+        yield
 
 
 @bug("services.cls.service", "a node that restarts comes back in its former incarnation", dense("kill"))

@@ -20,6 +20,7 @@ import random
 
 from gostore.services.cls.swim import (
     ACK,
+    NACK,
     PING,
     PING_REQ,
     PROFILES,
@@ -106,10 +107,15 @@ class Group:
     def _send(self, source: str, send: Send) -> None:
         to, message = send.to, send.message
         lost = (source, to) in self.cuts or to in self.down
-        rumours = [f"{r.name} is {r.status} {r.incarnation}" for r in message.rumours]
+        rumours = [
+            f"{r.name} is {r.status} {r.incarnation}" + (f" by {' '.join(r.by)}" if r.by else "")
+            for r in message.rumours
+        ]
         about = f" [{', '.join(rumours)}]" if rumours else ""
-        if not self.brief and (lost or message.kind == PING_REQ or about):
-            text = {PING: "ping", ACK: "ack", PING_REQ: f"ping {message.target} for me"}[message.kind]
+        if not self.brief and (lost or message.kind in (PING_REQ, NACK) or about):
+            text = {PING: "ping", ACK: "ack", PING_REQ: f"ping {message.target} for me", NACK: "no answer"}[
+                message.kind
+            ]
             self.lines.append(f"{source} -> {to}: {text}{about}{', lost' if lost else ''}")
         if not lost:
             self._sent += 1

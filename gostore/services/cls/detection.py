@@ -59,6 +59,7 @@ class Detection:
     def statistics(self) -> dict[str, int]:
         found = {"messages": self._messages}
         found.update({f"swim_{key}": count for key, count in self.swim.counts.items()})
+        found["swim_health"] = self.swim.health
         found.update({f"gossip_{key}": count for key, count in self.gossip.counts.items()})
         return found
 
@@ -111,10 +112,10 @@ class Detection:
         except (ValueError, TypeError, IndexError) as error:
             raise BadRequest(f"event: {error}") from None
 
-    def told_of(self, name: str, incarnation: int) -> None:
+    def told_of(self, source: str, name: str, incarnation: int) -> None:
         """A peer told us, as the master, that it suspects a member."""
         if self._cls.running:
-            self.perform(self.swim.hear(Rumour(name, swim.SUSPECT, incarnation), self._cls.now_s()))
+            self.perform(self.swim.hear(Rumour(name, swim.SUSPECT, incarnation, (source,)), self._cls.now_s()))
             self.arm()
 
     def track(self, member: Member) -> None:

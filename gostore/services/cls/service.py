@@ -376,13 +376,17 @@ class ClsService:
         self._detection.probed(call.source, swim.ACK, seq, epoch, rumours)
 
     @remote
+    def nack(self, call: Call, seq: int, epoch: int, rumours: list[Any]) -> None:
+        self._detection.probed(call.source, swim.NACK, seq, epoch, rumours)
+
+    @remote
     def ping_req(self, call: Call, seq: int, epoch: int, rumours: list[Any], target: str) -> None:
         self._detection.probed(call.source, swim.PING_REQ, seq, epoch, rumours, target)
 
     @remote
     def report(self, call: Call, name: str, incarnation: int) -> None:
         """A member suspects another; told to the master directly, so that it need not wait for the rumour."""
-        self._detection.told_of(name, incarnation)
+        self._detection.told_of(call.source, name, incarnation)
 
     # Background work
 

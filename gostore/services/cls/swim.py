@@ -9,7 +9,7 @@ Das, Gupta, Motivala: "SWIM: Scalable Weakly-consistent Infection-style Process 
 the end of the period: the target is *suspected*. Targets are taken round robin from a list that is shuffled after each
 round (4.3), so that a dead member is found within 2 n - 1 periods at most, and in about 1.6 periods by somebody.
 
-*Suspicion* (4.2). A suspicion is a rumour. It becomes a death when it has stood for :meth:`Tunables.suspicion_s`,
+*Suspicion* (4.2). A suspicion is a rumour. It becomes a death when it has stood for :meth:`Tunables.patience_s`,
 unless the suspect refutes it: it raises its *incarnation* and spreads that it is alive. A rumour of a higher
 incarnation overrides one of a lower; in the same one suspicion overrides life. Only a member raises its own number, so
 that an old rumour can neither kill nor revive it.
@@ -19,12 +19,19 @@ least often first. A suspect is told of its suspicion with whatever is sent to i
 Phillips, Currey: "Lifeguard", 2018, section III.C).
 
 *A death found here grants nothing*: it is reported to the service, and only the master takes a member off the rings,
-by an event. Until then the dead member is probed on; an answer from itself brings it back at once.
+by an event that is committed. Until then the dead member is probed on; an answer from itself brings it back at once.
 
-*Local health.* Who is late himself must not accuse others: when :meth:`tick` comes later than ``late_s`` after it was
-due (the loop was blocked, the process was stopped), all deadlines that run are put off by as much and by the time of an
-answer, for the answers may be waiting unread in the sockets. (The first part of Lifeguard; a machine that is merely
-slow is left to the suspicion.)
+*Local health* (Lifeguard, III.A). Who cannot hear in time must not accuse others. A member counts what speaks against
+itself, from 0 to ``health_max``: a probe that failed counts as many as there are helpers that said nothing at all (a
+helper that gets no answer says so by a *nack*, so that its silence is about us; without helpers it counts 1), and a
+suspicion of this member that it has to refute counts 1; each probe that is answered takes 1 off. Its period and its
+time-outs are (1 + that number) times as long. And when :meth:`tick` comes later than ``late_s`` after it was due (the
+loop was blocked, the process was stopped), all deadlines that run are put off by as much and by the time of an answer,
+for the answers may be waiting unread in the sockets.
+
+*Confirmations* (Lifeguard, III.B). A suspicion of one member alone stands long, for it may be the accuser who is in
+trouble; each other member that finds the same by its own probe shortens it: see :meth:`Tunables.patience_s`. So a
+rumour carries the names of the first accusers, and is told again when one has come.
 
 *The lost* are members that were declared offline. Now and then one is pinged, so that the two sides of a healed
 partition hear of each other.
@@ -34,7 +41,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,6 +55,7 @@ DEAD: Final = "dead"  # found here; never a rumour
 PING: Final = "ping"
 ACK: Final = "ack"
 PING_REQ: Final = "ping_req"
+NACK: Final = "nack"
 
 RELAYS_MAX: Final = 1024
 """Pings made for others whose answers are awaited; beyond, the oldest is forgotten."""
@@ -71,8 +80,18 @@ class Tunables:
     """Others who are asked to probe. With loss p per message a live target is suspected with about
     (1 - (1 - p)^2) x (1 - (1 - p)^4)^indirect: at p = 5 % and 3 others once in 1,600 probes."""
     suspicion_periods: float
-    """A suspicion stands for ``suspicion_periods x period_s x max(1, log10(members))``: time for the rumour to reach
-    the suspect and for its refutation to come back. Longer: fewer live members die; the dead are served longer."""
+    """A suspicion stands for at least ``suspicion_periods x period_s x max(1, log10(members))`` (the paper's alpha):
+    time for the rumour to reach the suspect and for its refutation to come back. Longer: fewer live members die; the
+    dead are served longer."""
+    suspicion_factor: float
+    """One that nobody else confirms stands so many times longer (the paper's beta)."""
+    confirmations: int = 3
+    """So many other accusers bring it down to the least (the paper's K)."""
+    health_max: int
+    """Periods and time-outs grow up to (1 + this) times (the paper's S). Larger: a member in trouble is quieter, and
+    takes longer to be itself again."""
+    nack_share: float = 0.8
+    """A helper says so when it had no answer for this part of ``direct_timeout_s``; what remains is for its message."""
     retransmit: float = 2.0
     """A rumour is told ``retransmit x ln(members + 1)`` times by each. With c tellings each, a member misses it with
     about e^-c; more: surer, larger packets."""
@@ -84,7 +103,21 @@ class Tunables:
     """The cluster as a whole pings one lost member every so many periods."""
 
     def suspicion_s(self, members: int) -> float:
+        """The least time that a suspicion stands."""
         return self.suspicion_periods * self.period_s * max(1.0, math.log10(max(1, members)))
+
+    def patience_s(self, members: int, confirmations: int) -> float:
+        """How long a suspicion stands that so many others have confirmed.
+
+        ``max - (max - min) x log(confirmations + 1) / log(wanted + 1)``, at least ``min = suspicion_s``, with
+        ``max = suspicion_factor x min`` and ``wanted``: ``confirmations`` of the tunables, or as many as there can be
+        beside the suspect and its first accuser; nobody: ``min``. (Lifeguard, III.B)
+        """
+        least, wanted = self.suspicion_s(members), min(self.confirmations, members - 2)
+        if wanted < 1:
+            return least
+        most = self.suspicion_factor * least
+        return max(least, most - (most - least) * math.log(confirmations + 1) / math.log(wanted + 1))
 
     def tellings(self, members: int) -> int:
         return math.ceil(self.retransmit * math.log(members + 1))
@@ -92,29 +125,36 @@ class Tunables:
 
 PROFILES: Final[dict[str, Tunables]] = {
     # Loopback and labs: round trips of a millisecond; a dead node is off the rings within about two seconds.
-    "fast": Tunables(period_s=0.2, direct_timeout_s=0.1, suspicion_periods=5.0, late_s=0.05),
+    "fast": Tunables(
+        period_s=0.2, direct_timeout_s=0.1, suspicion_periods=5.0, suspicion_factor=3.0, health_max=3, late_s=0.05
+    ),
     # Real networks: the values of memberlist's DefaultLANConfig.
-    "lan": Tunables(period_s=1.0, direct_timeout_s=0.5, suspicion_periods=4.0, late_s=0.25),
+    "lan": Tunables(
+        period_s=1.0, direct_timeout_s=0.5, suspicion_periods=4.0, suspicion_factor=6.0, health_max=8, late_s=0.25
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Rumour:
-    """What somebody says of a member: ``status`` is alive or suspect."""
+    """What somebody says of a member: ``status`` is alive or suspect. ``by``: who suspects it, by its own probe."""
 
     name: str
     status: str
     incarnation: int
+    by: tuple[str, ...] = ()
 
     def to_wire(self) -> list[Any]:
-        return [self.name, self.status, self.incarnation]
+        return [self.name, self.status, self.incarnation, list(self.by)]
 
     @classmethod
     def from_wire(cls, wire: Any) -> Rumour:
         """Raises ``ValueError`` on anything that :meth:`to_wire` did not make."""
         match wire:
-            case [str(name), "alive" | "suspect" as status, int(incarnation)] if incarnation >= 0:
-                return cls(name, status, incarnation)
+            case [str(name), "alive" | "suspect" as status, int(incarnation), [*by]] if incarnation >= 0 and all(
+                isinstance(accuser, str) for accuser in by
+            ):
+                return cls(name, status, incarnation, tuple(by))
         raise ValueError(f"not a rumour: {wire!r:.100}")
 
 
@@ -170,26 +210,33 @@ Effect = Send | Suspected | Cleared | Died | Refuted
 
 
 class _Peer:
-    __slots__ = ("answered_s", "deadline_s", "incarnation", "name", "status")
+    """``accusers``, ``suspected_s``, ``deadline_s``: of a suspicion: who has it, since when, when it is a death."""
+
+    __slots__ = ("accusers", "deadline_s", "incarnation", "name", "status", "suspected_s")
 
     def __init__(self, name: str, incarnation: int) -> None:
         self.name = name
         self.incarnation = incarnation
         self.status = ALIVE
+        self.accusers: tuple[str, ...] = ()
+        self.suspected_s = 0.0
         self.deadline_s = 0.0
-        self.answered_s = -math.inf
 
 
 class _Probe:
-    """The probe of this period; ``direct_s``: when the others are asked, infinity once they were."""
+    """The probe of this period; ``direct_s``: when the others are asked, infinity once they were.
 
-    __slots__ = ("direct_s", "peer", "sent_s", "seq")
+    ``helpers``: how many were asked; ``nacks``: of how many we heard that they had no answer.
+    """
 
-    def __init__(self, peer: _Peer, seq: int, sent_s: float, direct_s: float) -> None:
+    __slots__ = ("direct_s", "helpers", "incarnation", "nacks", "peer", "seq")
+
+    def __init__(self, peer: _Peer, seq: int, direct_s: float) -> None:
         self.peer = peer
+        self.incarnation = peer.incarnation
         self.seq = seq
-        self.sent_s = sent_s
         self.direct_s = direct_s
+        self.helpers = self.nacks = 0
 
 
 class Swim:
@@ -212,6 +259,9 @@ class Swim:
         self._period_s = 0.0
         self._suspicions: list[tuple[float, str, int]] = []
         self._relays: dict[int, tuple[str, int, float]] = {}
+        self._nacks: deque[tuple[float, int]] = deque(maxlen=RELAYS_MAX)
+        self.health = 0
+        """What speaks against this member itself; 0: nothing."""
         self._rumours: dict[str, tuple[Rumour, int]] = {}
         self.counts = dict.fromkeys(("probes", "indirect", "suspected", "cleared", "died", "refuted", "late"), 0)
 
@@ -258,10 +308,6 @@ class Swim:
         """name -> incarnation of the members that are alive, suspect or dead as seen from here."""
         return {peer.name: peer.incarnation for peer in self._peers.values() if peer.status in statuses}
 
-    def answered_since(self, since_s: float) -> list[str]:
-        """The members that have answered a probe which was sent at ``since_s`` or later."""
-        return [peer.name for peer in self._peers.values() if peer.answered_s >= since_s]
-
     def status(self, name: str) -> str | None:
         peer = self._peers.get(name)
         return peer.status if peer is not None else None
@@ -285,6 +331,8 @@ class Swim:
             due_s = min(due_s, self._probe.direct_s)
         if self._suspicions:
             due_s = min(due_s, self._suspicions[0][0])
+        if self._nacks:
+            due_s = min(due_s, self._nacks[0][0])
         return due_s
 
     def tick(self, now_s: float) -> list[Effect]:
@@ -292,6 +340,10 @@ class Swim:
         if late_s > self.tunables.late_s:
             self._put_off(late_s)
         effects: list[Effect] = []
+        while self._nacks and self._nacks[0][0] <= now_s:
+            relay = self._relays.get(self._nacks.popleft()[1])
+            if relay is not None:
+                effects.append(self._send(relay[0], NACK, relay[1]))
         probe = self._probe
         if probe is not None and probe.direct_s <= now_s:
             probe.direct_s = math.inf
@@ -317,28 +369,34 @@ class Swim:
             self._probe.direct_s += late_s
         # The order of the heap stays, as all move alike.
         self._suspicions = [(deadline_s + late_s, name, inc) for deadline_s, name, inc in self._suspicions]
-        for _, name, _ in self._suspicions:
-            if (peer := self._peers.get(name)) is not None:
-                peer.deadline_s += late_s
+        for peer in self._peers.values():
+            peer.suspected_s += late_s
+            peer.deadline_s += late_s
 
     def _next_period(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         if self._probe is not None:
             probe, self._probe = self._probe, None
-            effects += self._suspect(probe.peer, probe.peer.incarnation, now_s, first_hand=True)
-        self._period_s += self.tunables.period_s
+            self._feel(probe.helpers - probe.nacks if probe.helpers else 1)
+            # If it has come back or refuted meanwhile, that is not what did not answer.
+            effects += self._suspect(probe.peer, probe.incarnation, (self.name,), now_s)
+        period_s = self.tunables.period_s * (1 + self.health)
+        self._period_s += period_s
         if self._period_s <= now_s:
-            self._period_s = now_s + self.tunables.period_s
+            self._period_s = now_s + period_s
         for seq in [seq for seq, (_, _, until_s) in self._relays.items() if until_s <= now_s]:
             del self._relays[seq]
         target = self._next_target()
         if target is not None:
             self.counts["probes"] += 1
-            self._probe = _Probe(target, self._next_seq(), now_s, now_s + self.tunables.direct_timeout_s)
+            self._probe = _Probe(target, self._next_seq(), now_s + self.tunables.direct_timeout_s * (1 + self.health))
             effects.append(self._send(target.name, PING, self._probe.seq))
         if self._lost and self._rng.random() * self.tunables.reconnect_periods * (len(self._peers) + 1) < 1.0:
             effects.append(self._send(self._rng.choice(list(self._lost)), PING, self._next_seq()))
         return effects
+
+    def _feel(self, worse: int) -> None:
+        self.health = min(max(0, self.health + worse), self.tunables.health_max)
 
     def _next_target(self) -> _Peer | None:
         if self._position >= len(self._order):
@@ -353,6 +411,7 @@ class Swim:
         others = [name for name, peer in self._peers.items() if peer.status != DEAD and peer is not probe.peer]
         helpers = self._rng.sample(others, min(self.tunables.indirect, len(others)))
         self.counts["indirect"] += bool(helpers)
+        probe.helpers = len(helpers)
         return [self._send(helper, PING_REQ, probe.seq, probe.peer.name) for helper in helpers]
 
     # Messages
@@ -369,9 +428,12 @@ class Swim:
                 del self._relays[next(iter(self._relays))]
             seq = self._next_seq()
             self._relays[seq] = (source, message.seq, now_s + self.tunables.period_s)
+            self._nacks.append((now_s + self.tunables.nack_share * self.tunables.direct_timeout_s, seq))
             effects.append(self._send(message.target, PING, seq))
         elif message.kind == ACK:
             effects += self._acknowledged(source, message.seq)
+        elif message.kind == NACK and self._probe is not None and self._probe.seq == message.seq:
+            self._probe.nacks += 1
         return effects
 
     def _acknowledged(self, source: str, seq: int) -> list[Effect]:
@@ -380,8 +442,8 @@ class Swim:
         if relay is not None:
             effects.append(self._send(relay[0], ACK, relay[1]))
         if self._probe is not None and self._probe.seq == seq:
-            self._probe.peer.answered_s = self._probe.sent_s
             self._probe = None
+            self._feel(-1)
         peer = self._peers.get(source)
         if peer is not None and peer.status == DEAD:
             effects += self._clear(peer, peer.incarnation)
@@ -393,6 +455,7 @@ class Swim:
             if rumour.status == SUSPECT and rumour.incarnation >= self.incarnation:
                 self.incarnation = rumour.incarnation + 1
                 self.counts["refuted"] += 1
+                self._feel(1)
                 self._tell(Rumour(self.name, ALIVE, self.incarnation))
                 return [Refuted(self.incarnation)]
             if rumour.status == SUSPECT:
@@ -403,20 +466,28 @@ class Swim:
         if peer is None:
             return []
         if rumour.status == SUSPECT:
-            return self._suspect(peer, rumour.incarnation, now_s, first_hand=False)
+            return self._suspect(peer, rumour.incarnation, rumour.by, now_s)
         if rumour.incarnation <= peer.incarnation:
             return []
         return self._clear(peer, rumour.incarnation)
 
-    def _suspect(self, peer: _Peer, incarnation: int, now_s: float, *, first_hand: bool) -> list[Effect]:
-        if incarnation < peer.incarnation or (incarnation == peer.incarnation and peer.status != ALIVE):
+    def _suspect(self, peer: _Peer, incarnation: int, by: Sequence[str], now_s: float) -> list[Effect]:
+        """``by``: who accuses it, ourselves after a probe of our own."""
+        if incarnation < peer.incarnation or (incarnation == peer.incarnation and peer.status == DEAD):
             return []
-        peer.status, peer.incarnation = SUSPECT, incarnation
-        peer.deadline_s = now_s + self.tunables.suspicion_s(len(self._peers) + 1)
+        known = peer.accusers if incarnation == peer.incarnation and peer.status == SUSPECT else None
+        accusers = tuple(dict.fromkeys((*(known or ()), *by)))[: self.tunables.confirmations + 1]
+        if accusers == known:
+            return []
+        peer.accusers = accusers
+        if known is None:
+            peer.status, peer.incarnation, peer.suspected_s = SUSPECT, incarnation, now_s
+            self.counts["suspected"] += 1
+        patience_s = self.tunables.patience_s(len(self._peers) + 1, max(0, len(accusers) - 1))
+        peer.deadline_s = peer.suspected_s + patience_s
         heapq.heappush(self._suspicions, (peer.deadline_s, peer.name, incarnation))
-        self.counts["suspected"] += 1
-        self._tell(Rumour(peer.name, SUSPECT, incarnation))
-        return [Suspected(peer.name, incarnation, first_hand)]
+        self._tell(Rumour(peer.name, SUSPECT, incarnation, accusers))
+        return [Suspected(peer.name, incarnation, self.name in by)] if known is None else []
 
     def _clear(self, peer: _Peer, incarnation: int) -> list[Effect]:
         doubted = peer.status != ALIVE
@@ -443,7 +514,7 @@ class Swim:
         told: list[Rumour] = []
         peer = self._peers.get(to)
         if peer is not None and peer.status != ALIVE:
-            told.append(Rumour(to, SUSPECT, peer.incarnation))
+            told.append(Rumour(to, SUSPECT, peer.incarnation, peer.accusers))
         if self._rumours:
             room = self.tunables.rumours_per_message_max - len(told)
             fresh = heapq.nlargest(room, self._rumours.values(), key=lambda entry: entry[1])

@@ -13,6 +13,7 @@ from gostore.services.cls.swim import (
     ACK,
     ALIVE,
     DEAD,
+    NACK,
     PING,
     PING_REQ,
     PROFILES,
@@ -370,8 +371,8 @@ class WithoutIncarnation(Swim):
 class WithoutSuspicion(Swim):
     """One failed probe kills."""
 
-    def _suspect(self, peer, incarnation, now_s, *, first_hand):  # type: ignore[no-untyped-def]
-        effects = super()._suspect(peer, incarnation, now_s, first_hand=first_hand)
+    def _suspect(self, peer, incarnation, by, now_s):  # type: ignore[no-untyped-def]
+        effects = super()._suspect(peer, incarnation, by, now_s)
         return [*effects, *(Died(peer.name, incarnation) for _ in effects)]
 
 
@@ -494,7 +495,8 @@ def test_the_times_of_a_probe_that_nobody_answers(profile: Tunables) -> None:
     assert (second.to, second.message.kind, second.message.seq) == (other, PING, 2)
     counts = {"probes": 2, "indirect": 1, "suspected": 1, "cleared": 0, "died": 0, "refuted": 0, "late": 0}
     assert swim.counts == counts
-    died_s = began_s + profile.period_s + profile.suspicion_periods * profile.period_s
+    assert swim.due_s == began_s + profile.period_s + 2 * profile.direct_timeout_s, "nobody said anything: is it us?"
+    died_s = began_s + profile.period_s + profile.patience_s(3, 0)
     now_s, effects = 0.0, []
     while now_s < died_s:
         now_s = swim.due_s
@@ -510,6 +512,7 @@ def test_the_profiles_are_those_of_their_descriptions() -> None:
     """The lan profile has memberlist's DefaultLANConfig; the fast one finds a death in about two seconds."""
     lan, fast = PROFILES["lan"], PROFILES["fast"]
     assert (lan.period_s, lan.direct_timeout_s, lan.indirect, lan.suspicion_periods) == (1.0, 0.5, 3, 4.0)
+    assert (lan.suspicion_factor, lan.confirmations, lan.health_max) == (6.0, 3, 8)
     assert fast.period_s * (1.6 + 1 / 2) + fast.suspicion_s(5) < 2.0
     for profile in (lan, fast):
         assert profile.rumours_per_message_max * 40 < 500
@@ -521,6 +524,11 @@ def test_formulas_of_suspicion_and_tellings() -> None:
     for members, factor in ((0, 1.0), (1, 1.0), (10, 1.0), (100, 2.0), (1000, 3.0)):
         assert FAST.suspicion_s(members) == pytest.approx(5.0 * 0.2 * factor)
     assert [FAST.tellings(members) for members in (1, 2, 8, 50, 1000)] == [2, 3, 5, 8, 14]
+    # By hand: 3 - 2 x log(c + 1) / log(4), in seconds; with fewer members there are fewer who could confirm.
+    assert [round(FAST.patience_s(5, confirmed), 3) for confirmed in range(6)] == [3.0, 2.0, 1.415, 1.0, 1.0, 1.0]
+    assert [round(FAST.patience_s(4, confirmed), 3) for confirmed in range(4)] == [3.0, 1.738, 1.0, 1.0]
+    assert [FAST.patience_s(members, 0) for members in (1, 2, 3)] == [1.0, 1.0, 3.0]
+    assert FAST.patience_s(100, 0) == pytest.approx(6.0)
 
 
 @pytest.mark.parametrize("late_s", [0.0, FAST.late_s, FAST.late_s + 0.001, 7.0])
@@ -529,7 +537,7 @@ def test_who_is_late_puts_off_all_that_others_should_have_done(late_s: float) ->
     (ping,) = sends(swim.tick(swim.due_s))
     suspect = next(name for name in "bcd" if name != ping.to)
     swim.hear(Rumour(suspect, SUSPECT, 1), 0.1)
-    deadline_s, direct_s = 0.1 + FAST.suspicion_s(4), 0.2
+    deadline_s, direct_s = 0.1 + FAST.patience_s(4, 0), 0.2
     assert swim.due_s == direct_s
     late = late_s > FAST.late_s
     shift_s = late_s + FAST.direct_timeout_s if late else 0.0
@@ -570,6 +578,7 @@ def test_what_was_passed_on_is_remembered_for_a_period() -> None:
         swim.tick(0.125)
         (ping,) = sends(swim.receive("x", Message(PING_REQ, 77, "y"), at_s))
         assert (ping.to, ping.message.kind) == ("y", PING)
+        assert swim.tick(at_s + 0.1) == [Send("x", Message(NACK, 77))]
         swim.tick(0.375)
         assert sends(swim.receive("y", Message(ACK, ping.message.seq), 0.375)) == passed
 
@@ -582,15 +591,122 @@ def test_the_oldest_of_too_many_pings_for_others_is_forgotten() -> None:
     assert passed == [[], *([Send("x", Message(ACK, number))] for number in range(1, 1025))]
 
 
-def test_an_answer_counts_from_when_its_probe_was_sent() -> None:
-    swim = detector("b", "c", start_s=0.0)
-    assert swim.answered_since(-1e9) == []
-    (ping,) = sends(swim.tick(0.1))
-    swim.receive(ping.to, Message(ACK, ping.message.seq + 1), 0.15)
-    assert swim.answered_since(-1e9) == [], "an answer to something else"
-    swim.receive(ping.to, Message(ACK, ping.message.seq), 0.19)
-    assert swim.answered_since(0.1) == [ping.to]
-    assert swim.answered_since(0.11) == []
+def test_a_helper_without_an_answer_says_so_once() -> None:
+    swim = detector(start_s=0.0)
+    swim.tick(0.1)
+    (ping,) = sends(swim.receive("x", Message(PING_REQ, 7, "y"), 0.11))
+    (other,) = sends(swim.receive("x", Message(PING_REQ, 8, "z"), 0.12))
+    swim.receive("z", Message(ACK, other.message.seq), 0.13)
+    assert swim.due_s == pytest.approx(0.11 + 0.8 * FAST.direct_timeout_s)
+    assert swim.tick(swim.due_s) == [Send("x", Message(NACK, 7))]
+    assert swim.tick(swim.due_s) == [], "z has answered"
+    assert swim.due_s == pytest.approx(0.1 + FAST.period_s)
+    late = sends(swim.receive("y", Message(ACK, ping.message.seq), 0.25))
+    assert late == [Send("x", Message(ACK, 7))], "a late answer is passed on all the same"
+
+
+def failed_probe(swim: Swim, nacks: int) -> None:
+    """The next probe is answered by nobody; so many helpers say that they had no answer."""
+    (ping,) = [send for send in sends(swim.tick(swim.due_s)) if send.message.kind == PING]
+    helpers = [send.to for send in sends(swim.tick(swim.due_s)) if send.message.kind == PING_REQ]
+    for helper in helpers[:nacks]:
+        swim.receive(helper, Message(NACK, ping.message.seq), swim.due_s - 0.001)
+    swim.receive("x", Message(NACK, ping.message.seq + 9), swim.due_s - 0.001)
+
+
+def test_silence_of_all_speaks_against_oneself_and_answers_for_it() -> None:
+    lan = PROFILES["lan"]
+    swim = detector(*"bcdef", start_s=0.0, tunables=lan)
+    failed_probe(swim, nacks=3)
+    effects = swim.tick(swim.due_s)
+    assert swim.health == 0, "the helpers hear us, and we hear them"
+    answer(swim, effects, swim.due_s - 0.9)
+    assert swim.health == 0, "it never falls below"
+    failed_probe(swim, nacks=1)
+    before_s = swim.due_s
+    effects = swim.tick(before_s)
+    assert swim.health == 2
+    assert swim.due_s == pytest.approx(before_s + 3 * lan.direct_timeout_s)
+    answer(swim, effects, before_s + 0.1)
+    assert swim.health == 1
+    assert swim.due_s == pytest.approx(before_s + 3 * lan.period_s)
+    swim.hear(Rumour("a", SUSPECT, 1), before_s + 0.2)
+    assert swim.health == 2
+    swim.hear(Rumour("a", SUSPECT, 1), before_s + 0.2)
+    assert swim.health == 2, "refuted already"
+    while swim.health < lan.health_max:
+        swim.tick(swim.due_s)
+    for _ in range(20):
+        swim.tick(swim.due_s)
+    assert swim.health == lan.health_max
+    alone = detector("b", start_s=0.0)
+    alone.tick(alone.due_s)
+    alone.tick(alone.due_s)
+    alone.tick(alone.due_s)
+    assert alone.health == 1, "there was nobody to ask"
+
+
+def test_those_who_find_the_same_shorten_a_suspicion() -> None:
+    swim = detector(*"bcdef", start_s=0.0)
+    assert swim.hear(Rumour("b", SUSPECT, 1, ("c",)), 0.1) == [Suspected("b", 1, False)]
+    peer = swim._peers["b"]
+    assert peer.deadline_s == pytest.approx(0.1 + FAST.patience_s(6, 0))
+    assert swim.hear(Rumour("b", SUSPECT, 1, ("c",)), 0.2) == []
+    assert peer.deadline_s == pytest.approx(0.1 + FAST.patience_s(6, 0)), "the same accuser again proves nothing"
+    assert swim.hear(Rumour("b", SUSPECT, 1, ("d", "c")), 0.3) == []
+    assert peer.deadline_s == pytest.approx(0.1 + FAST.patience_s(6, 1)), "from when it began"
+    (told,) = swim._pick_rumours("e")
+    assert told == Rumour("b", SUSPECT, 1, ("c", "d")), "what one has heard is told on"
+    swim.hear(Rumour("b", SUSPECT, 1, ("e", "f", "x", "y")), 0.4)
+    assert peer.accusers == ("c", "d", "e", "f"), "more change nothing"
+    assert peer.deadline_s == pytest.approx(0.1 + FAST.suspicion_s(6))
+    now_s = 0.0
+    while swim.status("b") == SUSPECT:
+        now_s = swim.due_s
+        answer(swim, [send for send in sends(swim.tick(now_s)) if send.to != "b"], now_s)
+    assert now_s == pytest.approx(0.1 + FAST.suspicion_s(6))
+    assert swim.counts["suspected"] == swim.counts["died"] == 1
+    assert swim.hear(Rumour("b", SUSPECT, 1, ("g",)), 9.0) == [], "it is dead"
+
+
+def test_an_accusation_of_the_next_life_counts_anew() -> None:
+    swim = detector(*"bcde", start_s=0.0)
+    swim.hear(Rumour("b", SUSPECT, 1, ("c", "d", "e")), 0.1)
+    assert swim.hear(Rumour("b", SUSPECT, 2, ("d",)), 0.5) == [Suspected("b", 2, False)]
+    assert swim._peers["b"].accusers == ("d",)
+    assert swim._peers["b"].deadline_s == pytest.approx(0.5 + FAST.patience_s(5, 0))
+
+
+def test_a_probe_of_the_former_life_does_not_accuse_the_next() -> None:
+    swim = detector("b", start_s=0.0)
+    swim.tick(swim.due_s)
+    swim.tick(swim.due_s)
+    swim.add("b", 1001)
+    assert not [effect for effect in swim.tick(swim.due_s) if isinstance(effect, Suspected)]
+    assert swim.status("b") == ALIVE
+
+
+class Indifferent(Swim):
+    """Lifeguard's local health taken away."""
+
+    def _feel(self, worse: int) -> None:
+        pass
+
+
+def accusations_of_a_deaf_member(swim: type[Swim]) -> int:
+    """How often a member suspects others that loses nine of ten messages which are for it."""
+    suspicions = 0
+    for seed in range(6):
+        network, rng = Network(6, seed, swim), random.Random(seed)
+        network.cut = lambda source, to, rng=rng: to == "n0" and rng.random() < 0.9  # type: ignore[misc]
+        network.run(30.0)
+        suspicions += sum(name == "n0" and effect.first_hand for _, name, effect in network.of_kind(Suspected))
+    return suspicions
+
+
+def test_a_member_in_trouble_accuses_less() -> None:
+    with_health, without = accusations_of_a_deaf_member(Swim), accusations_of_a_deaf_member(Indifferent)
+    assert with_health < 0.6 * without
 
 
 def test_the_least_told_goes_first_and_no_more_than_fit() -> None:
@@ -801,4 +917,4 @@ def test_records_are_values() -> None:
         assert hash(record) == hash(replace(record))
         with pytest.raises(FrozenInstanceError):
             setattr(record, next(iter(record.__dataclass_fields__)), "other")
-    assert Rumour.from_wire(["b", "alive", 0]) == Rumour("b", ALIVE, 0)
+    assert Rumour.from_wire(["b", "suspect", 0, ["c"]]) == Rumour("b", SUSPECT, 0, ("c",))
