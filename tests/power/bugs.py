@@ -482,9 +482,7 @@ def minority_decides() -> Any:
     return patch.object(configuration, "_majority", majority)
 
 
-@bug(
-    "services.cls.leader", "the master decides alone: nobody confirms that it leads or has written", profile("network")
-)
+@bug("services.cls.leader", "the master decides alone, whatever the other masters know", profile("network"))
 @contextmanager
 def master_decides_alone() -> Iterator[None]:
     propose, read_barrier = Group.propose, Group.read_barrier
