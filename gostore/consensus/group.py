@@ -46,6 +46,11 @@ class Compaction:
     size_bytes: int = 4 * 1024 * 1024
     entries: int = 20_000
 
+    @property
+    def tail_entries(self) -> int:
+        """Kept in front of a snapshot, so that a replica that lags a little needs none."""
+        return min(256, self.entries // 4)
+
 
 class StateMachine(Protocol):
     """What the log is for. All are synchronous: nothing else runs meanwhile."""
@@ -439,7 +444,7 @@ class Group:
             if self.raft is None:
                 return
             raft, pieces = self.raft, fragments(self.machine.snapshot())
-            compaction = journal.begin_compaction(*self._here())
+            compaction = journal.begin_compaction(*self._here(), self._compaction.tail_entries)
             for piece in pieces:
                 journal.add_piece(piece)
                 await wal.sync()

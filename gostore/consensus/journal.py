@@ -48,9 +48,8 @@ FORMAT: Final = 1
 
 ENTRY, TRUNCATE, HARD, BEGIN, PIECE, END, INSTALL, PART, INSTALLED = range(9)
 
-TAIL_ENTRIES_MAX: Final = 256
-"""Applied entries that are kept in front of a new snapshot, so that a replica that lags a little needs none."""
 TAIL_SIZE_BYTES_MAX: Final = 256 * 1024
+"""Applied entries that are kept in front of a new snapshot, so that a replica that lags a little needs none."""
 
 _INDEX: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QB")
@@ -171,10 +170,13 @@ class Journal:
 
     # snapshots of this replica's own
 
-    def begin_compaction(self, point: Point, configuration: Configuration) -> Opening:
-        """A snapshot of the applied state at ``point`` follows: :meth:`add_piece` and :meth:`end_compaction`."""
+    def begin_compaction(self, point: Point, configuration: Configuration, tail_max: int) -> Opening:
+        """A snapshot of the applied state at ``point`` follows: :meth:`add_piece` and :meth:`end_compaction`.
+
+        ``tail_max``: so many entries before it are kept at most.
+        """
         tail, size = point.index + 1, 0
-        kept = list(self.entries(max(self.first, point.index - TAIL_ENTRIES_MAX + 1), self.last))
+        kept = list(self.entries(max(self.first, point.index - tail_max + 1), self.last))
         for entry in reversed([entry for entry in kept if entry.index <= point.index]):
             size += len(entry.payload)
             if size > TAIL_SIZE_BYTES_MAX:

@@ -68,7 +68,7 @@ class Tunables:
 
 PROFILES: Final[dict[str, Tunables]] = {
     # Loopback and labs: synced round trips of a millisecond or two.
-    "fast": Tunables(election_timeout_s=0.5, heartbeat_s=0.15, retry_s=0.25, quiet_after_s=0.3),
+    "fast": Tunables(election_timeout_s=0.5, heartbeat_s=0.125, retry_s=0.25, quiet_after_s=0.3),
     # Real networks and busy disks.
     "lan": Tunables(election_timeout_s=1.0, heartbeat_s=0.2, retry_s=0.5, quiet_after_s=1.0),
 }

@@ -23,6 +23,9 @@ SETTLE_S: Final = 60.0
 
 SEEDS_MAX: Final = 1_000_000
 
+SNAPSHOT_ENTRIES: Final = 16
+"""So short are the logs of the shards in these runs, unless they are told otherwise: snapshots are to be exercised."""
+
 JUDGED: Final = ("db", "storage", "fs")
 """Categories of events that the checks need, beside those that a journal always collects."""
 
@@ -95,6 +98,7 @@ class Session:
         drawn = draw(random.Random(f"nemesis {seed}"), names, seconds, profile) if schedule is None else list(schedule)
         self.run = Run(seed, nodes, float(seconds), profile, drawn)
         self.indices = array("Q")
+        settings["db"] = {"snapshot_entries": SNAPSHOT_ENTRIES, **settings.get("db", {})}
         self.cluster = simulate(nodes, seed=seed, **settings)
         self._begun = time.perf_counter()
         self._categories = CATEGORIES if messages else JUDGED
