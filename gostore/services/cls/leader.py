@@ -124,7 +124,7 @@ class Leader:
         if not await self._decide_all():
             self.wake()
             return
-        if cls.next_group() is not None:
+        if cls.next_group() is not None and self._master.may_seat(cls.committed):
             cls.background("masters", self._change_group())
         self._set_alarm(self._master.due_s(cls.committed, cls.now_s()))
 

@@ -274,6 +274,10 @@ class Master:
             waits.append(self._waiting_since_s + self.expect_timeout_s)
         return min((wait_s for wait_s in waits if wait_s > now_s), default=None)
 
+    def may_seat(self, view: View) -> bool:
+        """Whether the group may follow the seats: not before all who are expected at its birth are here."""
+        return bool(view.founders) or len(view.in_states(*WAITING)) >= self.expect
+
     def _long_gone(self, view: View, now_s: float) -> list[str]:
         offline = [name for name in view.masters if view.members[name].state is NodeState.OFFLINE]
         self._offline_since_s = {name: self._offline_since_s.get(name, now_s) for name in offline}

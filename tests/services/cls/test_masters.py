@@ -320,6 +320,19 @@ def test_the_first_are_online_when_the_masters_are() -> None:
         assert "n4" in cluster.view.online, "later ones do not wait"
 
 
+def test_the_group_does_not_follow_the_seats_before_the_expected_are_here() -> None:
+    cluster = Cluster(expect=3)
+    cluster.do(join(2))
+    assert not cluster.master.may_seat(cluster.view)
+    cluster.seated = False
+    cluster.do(join(3))
+    assert cluster.master.may_seat(cluster.view)
+    cluster.seated = True
+    cluster.settle()
+    cluster.do(Dead("n2", 1))
+    assert cluster.master.may_seat(cluster.view), "later they follow at once"
+
+
 @pytest.mark.parametrize(
     ("members", "masters_max", "seats"),
     [(1, 5, 1), (2, 5, 1), (3, 5, 3), (4, 5, 3), (5, 5, 5), (9, 5, 5), (9, 4, 3), (9, 3, 3), (9, 2, 1), (9, 1, 1)],
