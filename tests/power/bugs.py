@@ -28,11 +28,10 @@ from gostore.faults import Faults, Step, draw, nemesis
 from gostore.services.cls import admission
 from gostore.services.cls import service as cls_service
 from gostore.services.cls.service import MASTERS_GROUP
-from gostore.services.db import coordinator, leadership, machine, mvcc, primary_backup, replica, transaction
+from gostore.services.db import coordinator, machine, mvcc, primary_backup, replica, transaction
 from gostore.services.db import journal as db_journal
 from gostore.services.db import service as db_service
-from gostore.services.db.entries import remember
-from gostore.services.fs import chunks, collector, directory, repair, replicas
+from gostore.services.fs import chunks, collector, directory, repair
 from gostore.services.fs import transactions as fs_transactions
 from gostore.storage import blobs, segments, wal
 
@@ -91,13 +90,6 @@ def blackout(rng: random.Random, seconds: float) -> list[Step]:
     at_s, sync_s = round(rng.uniform(0.4, 0.7) * seconds, 3), round(rng.uniform(0.02, 0.3), 3)
     slow = [Step(1.0, at_s, "slow_disk", {"node": node, "sync_s": sync_s}) for node in NODES]
     return slow + [Step(at_s, round(at_s + 0.5, 3), "power_cut", {"node": node}) for node in NODES]
-
-
-def slow_and_cut(rng: random.Random, seconds: float) -> list[Step]:
-    """All disks are slow, each in its own way, and one machine after the other loses its power."""
-    slow = [Step(0.5, seconds, "slow_disk", {"node": n, "sync_s": round(rng.uniform(0.01, 0.6), 3)}) for n in NODES]
-    times = [round(part * seconds, 3) for part in (0.3, 0.55, 0.8)]
-    return slow + [Step(at_s, round(at_s + 1.0, 3), "power_cut", {"node": rng.choice(NODES)}) for at_s in times]
 
 
 def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
@@ -188,6 +180,11 @@ def small_snapshots() -> AbstractContextManager[Any]:
     stack.enter_context(patch.object(replica, "COMPACTION_ENTRIES", 8))
     stack.enter_context(patch.object(replica, "COMPACTION_SIZE_BYTES", 1024))
     return stack
+
+
+def short_doubts() -> AbstractContextManager[Any]:
+    """A participant is in doubt after milliseconds instead of a second."""
+    return patch.object(coordinator, "IN_DOUBT_S", 0.02)
 
 
 # storage
@@ -349,7 +346,7 @@ def locks_stay() -> Any:
     return patch.object(transaction.LockTable, "release", lambda self, name: None)
 
 
-@bug("services.db.coordinator", "a participant in doubt aborts without asking", dense("slow_disk"))
+@bug("services.db.coordinator", "a participant in doubt aborts without asking", dense("slow_disk"), tune=short_doubts)
 def participant_aborts() -> Any:
     async def resolve(self: coordinator.Coordinator, name: str, number: int) -> None:
         with contextlib.suppress(GoStoreError):
@@ -393,15 +390,6 @@ def stale_read() -> Any:
     return patch.object(primary_backup.PrimaryBackup, "read_barrier", read_barrier)
 
 
-@bug(
-    "services.db.leadership",
-    "committed as soon as one replica has it, not all",
-    slow_and_cut,
-)
-def first_replica_commits() -> Any:
-    return patch.object(leadership, "min", max, create=True)
-
-
 @bug("services.db.recovery", "the new primary takes its own log, not the most advanced one", dense("kill", "power_cut"))
 def own_log_taken() -> Any:
     original = primary_backup.judge
@@ -414,18 +402,10 @@ def own_log_taken() -> Any:
 
 
 @bug(
-    "services.db.journal",
-    "a promise is kept in memory only, and forgotten by a restart",
-    dense("pause", "kill"),
+    "services.db.replica",
+    "a replica forgets its promise (its vote) and follows any primary",
+    dense("isolate", "kill"),
 )
-def promise_forgotten() -> Any:
-    def make_promise(self: db_journal.Journal, promise: Any) -> None:
-        self.promises = remember(self.promises, promise)
-
-    return patch.object(db_journal.Journal, "make_promise", make_promise)
-
-
-@bug("services.db.replica", "a backup follows whoever calls itself primary: no fencing", dense("pause", "kill"))
 def no_fencing() -> Any:
     return patch.object(replica.Replica, "check", lambda self, generation, primary: None)
 
@@ -434,12 +414,9 @@ def no_fencing() -> Any:
     "services.db.journal", "a snapshot drops the entries that follow it in the log", dense("kill"), tune=small_snapshots
 )
 def snapshot_loses_the_rest() -> Any:
-    original = db_journal.Journal.begin_compaction
-
     def begin(self: db_journal.Journal, at: Any) -> None:
         self._begin(at, self.configuration_at(at.index), reset=False)
 
-    assert original is not None
     return patch.object(db_journal.Journal, "begin_compaction", begin)
 
 
@@ -575,24 +552,6 @@ def collected_too_early() -> Any:
     ]
 
 
-@bug(
-    "services.fs.replicas",
-    "a file is acknowledged before its chunks are stored",
-    slow_and_cut,
-)
-def chunks_not_awaited() -> Any:
-    original = replicas.Replicas.store
-
-    async def store(self: replicas.Replicas, pieces: Any) -> None:
-        async def later() -> None:
-            with contextlib.suppress(GoStoreError):
-                await original(self, pieces)
-
-        self._env.tasks.start(later(), name="store later")
-
-    return patch.object(replicas.Replicas, "store", store)
-
-
 @bug("services.fs.directory", "a file is created without validating that its directory still exists", profile("none"))
 def directory_not_validated() -> Any:
     original = fs_transactions.Transactions.commit
@@ -600,16 +559,6 @@ def directory_not_validated() -> Any:
     async def commit(self: Any, reads: Any, writes: Any) -> Any:
         kept = [r for r in reads if not (isinstance(r, PointRead) and r.key.endswith("/"))]
         return await original(self, kept, writes)
-
-    return patch.object(fs_transactions.Transactions, "commit", commit)
-
-
-@bug("services.fs.directory", "a directory is removed without validating that it is still empty", dense("delay"))
-def directory_not_empty() -> Any:
-    original = fs_transactions.Transactions.commit
-
-    async def commit(self: Any, reads: Any, writes: Any) -> Any:
-        return await original(self, [r for r in reads if not isinstance(r, RangeRead)], writes)
 
     return patch.object(fs_transactions.Transactions, "commit", commit)
 
