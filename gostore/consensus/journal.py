@@ -369,7 +369,10 @@ class _Replay:
         journal._positions[place] = record.index
 
     def _complete(self, opening: Opening) -> None:
-        self._state = pieces_of(opening.parts)
+        try:
+            self._state = pieces_of(opening.parts)
+        except Corrupt as error:
+            raise self._wrong(error.message) from None
         self._keep_from = opening.position
         if opening is self._first:
             self._first = None
