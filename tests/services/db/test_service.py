@@ -41,6 +41,7 @@ from gostore.sim.world import SimNode, World
 from gostore.storage import Wal
 
 WAIT_S = 60.0
+POLICIES = ("raft", "primary_backup")
 
 
 class Membership:
@@ -529,8 +530,9 @@ async def isolate(cluster: Cluster, victim: str, rng: Any) -> None:
     cluster.set_states(**{victim: NodeState.ONLINE})
 
 
+@pytest.mark.parametrize("replication", POLICIES)
 @pytest.mark.parametrize("seed", range(3))
-def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int) -> None:
+def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int, replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         await begin(cluster)
         rng = cluster.world.rng("test")
@@ -575,7 +577,7 @@ def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int) -> None:
             found = await cluster.db("n0").get("t", key)
             assert found.value in (value, *unknown.get(key, [])), (key, found)
 
-    play(scenario, nodes=5, seed=seed)
+    play(scenario, nodes=5, seed=seed, replication=replication)
 
 
 def test_the_whole_cluster_comes_back_in_any_order() -> None:
@@ -824,7 +826,8 @@ def test_a_repeated_request_is_applied_once_across_primaries() -> None:
 # transactions across shards
 
 
-def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die() -> None:
+@pytest.mark.parametrize("replication", POLICIES)
+def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
         rng = cluster.world.rng("test")
@@ -889,11 +892,12 @@ def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die() -
         assert moved > 20
         assert audited > 0
 
-    play(scenario, nodes=4)
+    play(scenario, nodes=4, replication=replication)
 
 
+@pytest.mark.parametrize("replication", POLICIES)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch, when: str, replication: str) -> None:
     """Its successor aborts what was not decided, and tells what was."""
 
     async def scenario(cluster: Cluster) -> None:
@@ -936,7 +940,7 @@ def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch,
         await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.running))
         await cluster.db(client).commit([], [put(key, "again") for key in keys])
 
-    play(scenario, nodes=4)
+    play(scenario, nodes=4, replication=replication)
 
 
 def test_a_late_prepare_is_resolved_by_asking() -> None:
@@ -973,6 +977,140 @@ def test_read_only_transactions_across_shards_are_validated() -> None:
         assert await t.get("t", second) == 2, "another shard, a later snapshot"
         with pytest.raises(Conflict):
             await t.commit()
+
+    play(scenario)
+
+
+# raft
+
+
+def test_a_minority_is_neither_needed_nor_believed() -> None:
+    """No view tells anybody of the partition: the groups find out themselves, also those that are quiet."""
+
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+        for shard in range(4):
+            await db.commit([], [put(cluster.key_of(shard), 1)])
+        await asyncio.sleep(5.0)
+        cluster.world.net.partition(["n0"], ["n1", "n2"])
+        for shard in range(4):
+            await cluster.db("n1").commit([], [put(cluster.key_of(shard), 2)], timeout_s=10.0)
+            with pytest.raises(Unavailable) as caught:
+                await cluster.db("n0").get("t", cluster.key_of(shard), timeout_s=1.0)
+            assert caught.value.definite
+            with pytest.raises(GoStoreError):
+                await cluster.db("n0").commit([], [put(cluster.key_of(shard), 3)], timeout_s=1.0)
+        cluster.world.net.heal()
+        for shard in range(4):
+            assert (await cluster.db("n0").get("t", cluster.key_of(shard))).value in (2, 3)
+        await cluster.settled()
+        await cluster.converged()
+
+    play(scenario)
+
+
+def test_two_of_three_are_enough_whoever_they_are() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        await cluster.settled()
+        cluster.crash("n1")
+        await cluster.settled()
+        await cluster.db("n0").commit([], [put("k", 1)])
+        cluster.crash("n2")
+        with pytest.raises(Unavailable) as caught:
+            await cluster.db("n0").get("t", "k", timeout_s=2.0)
+        assert caught.value.definite
+        await cluster.restart("n1")
+        assert (await cluster.db("n1").get("t", "k")).value == 1
+        await cluster.db("n1").commit([], [put("k", 2)])
+        cluster.crash("n0", power=True)
+        await cluster.restart("n2")
+        assert (await cluster.db("n2").get("t", "k")).value == 2
+        await cluster.restart("n0")
+        await cluster.settled()
+        await cluster.converged()
+
+    play(scenario)
+
+
+def test_a_replica_that_was_moved_while_it_was_away_lets_go() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.all_up(cluster.names[:4])
+        db = cluster.db("n0")
+        await db.create_container("t")
+        await db.commit([], [put(f"k{n}", "x" * 200) for n in range(100)])
+        await cluster.settled()
+        await until(lambda: "n4" in cluster.services)
+        cluster.crash("n3", told=False)
+        cluster.set_states(n3=NodeState.OFFLINE, n4=NodeState.ONLINE)
+        await cluster.settled()
+        await cluster.restart("n3")
+        await cluster.settled()
+        for shard in range(8):
+            holders = [name for name in cluster.names if shard in cluster.services[name].status()["holds"]]
+            assert sorted(holders) == sorted(cluster.owners(shard))
+        assert len((await cluster.db("n3").scan("t")).entries) == 100
+        await cluster.converged()
+
+    play(scenario, nodes=5, shards=8)
+
+
+def test_snapshots_replace_the_logs_and_bring_new_replicas_up_to_date() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.all_up(cluster.names[:3])
+        db = cluster.db("n0")
+        await db.create_container("t")
+        seen: list[Any] = []
+        for n in range(200):
+            await db.commit([], [put(f"k{n % 10}", f"{n}" + "x" * 100)])
+            if n in (77, 150):
+                cluster.crash("n1", power=True)
+                await cluster.restart("n1")
+        await cluster.settled()
+        raft = [cluster.services["n0"]._shards[shard].replication._raft for shard in range(4)]
+        assert all(group.journal.start.index > 0 for group in raft if group.last.index > 40)
+        await until(lambda: "n3" in cluster.services)
+        cluster.world.nodes["n3"].env.events.subscribe(seen.append)
+        cluster.set_states(n3=NodeState.ONLINE)
+        await cluster.settled()
+        await cluster.converged()
+        assert [event for event in seen if event.kind == "raft_snapshot"]
+        for name in cluster.names:
+            cluster.crash(name, power=True)
+        for name in cluster.names:
+            await cluster.restart(name)
+        for n in range(190, 200):
+            assert (await cluster.db("n2").get("t", f"k{n % 10}")).value == f"{n}" + "x" * 100
+        await cluster.settled()
+        await cluster.converged()
+
+    play(scenario, nodes=4, snapshot_entries=16)
+
+
+def test_a_node_alone_grows_into_a_group() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.all_up(["n0"])
+        db = cluster.db("n0")
+        await db.create_container("t")
+        await db.commit([], [put(f"k{n}", n) for n in range(20)])
+        await until(lambda: len(cluster.services) == 3)
+        for name in ("n1", "n2"):
+            cluster.set_states(**{name: NodeState.ONLINE})
+        await cluster.settled()
+        statuses = await db.ask("shards")
+        assert all(sorted(status["replicas"]) == ["n0", "n1", "n2"] for status in statuses)
+        assert all(status["settled"] and status["leader"] == status["primary"] for status in statuses)
+        cluster.crash("n0", power=True)
+        assert len((await cluster.db("n1").scan("t")).entries) == 20
+        # And back: whoever leaves gives away what it holds first.
+        await cluster.restart("n0")
+        cluster.set_states(n1=NodeState.LEAVING)
+        cluster.set_states(n2=NodeState.LEAVING)
+        await until(lambda: not any(cluster.services[name].status()["holds"] for name in ("n1", "n2")))
+        cluster.crash("n1")
+        cluster.crash("n2")
+        assert len((await db.scan("t")).entries) == 20
 
     play(scenario)
 
