@@ -262,8 +262,8 @@ class Group:
             self._groups.mark(self)
 
     def stir(self) -> None:
-        """If it is quiet: look whether the leader still lives."""
-        if self.raft is not None and self.raft.quiet:
+        """If it is quiet: look whether the leader still lives; or, at the leader, whether it still has a quorum."""
+        if self.raft is not None and (self.raft.quiet or self.raft.role == LEADER):
             self.raft.wake(self._now_s())
             self._groups.mark(self)
 

@@ -149,7 +149,7 @@ class ClsService:
         async with asyncio.timeout(timeout_s):
             for drain in self.drains:
                 await drain()
-        await self._wait_group(lambda: not self._votes)
+        await self._wait_group(lambda: not self._votes and self.group.leader != self.name)
         await self._depart(NodeState.LEFT)
 
     async def disconnect(self) -> None:
@@ -395,8 +395,10 @@ class ClsService:
         self._leader.wake()
 
     def look_for_leaders(self, suspected: str) -> None:
-        """The groups that this member leads should not wait for it."""
+        """The groups that this member leads should not wait for it; and if it is us who are cut off, we lead no more."""
         self._groups.wake(suspected)
+        if self.leads:
+            self.group.stir()
 
     def vouch(self, name: str) -> None:
         """A member that was found dead has answered the last call."""

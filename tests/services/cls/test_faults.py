@@ -154,6 +154,83 @@ def run(seed: int) -> Cluster:
         return cluster
 
 
+def settled_cluster(world: World) -> Cluster:
+    cluster = Cluster(world)
+    world.run_until(cluster.settled, timeout_s=20.0, what="the first view")
+    world.run_for(5.0)  # the masters' group has gone quiet: nobody expects a word of the leader
+    return cluster
+
+
+@pytest.mark.parametrize("way", ["both", "deaf", "mute"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_master_that_is_cut_off_is_replaced_and_expels_nobody(seed: int, way: str) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        old, others = cluster.services["n1"], [name for name in NAMES if name != "n1"]
+        before = old.view
+        assert old.is_master
+        if way != "deaf":
+            world.net.cut(["n1"], others)
+        if way != "mute":
+            world.net.cut(others, ["n1"])
+
+        def replaced() -> bool:
+            views = [cluster.services[name].view for name in others]
+            return all(view.online == tuple(others) and view.master != "n1" for view in views)
+
+        world.run_until(replaced, timeout_s=10.0, what="another master")
+        world.run_until(lambda: not old.is_master, timeout_s=5.0, what="the old one to notice")
+        assert not any(view.epoch > before.epoch and view.master == "n1" for view in cluster.histories.values()), (
+            "it decided something alone"
+        )
+        world.net.heal()
+        world.run_until(cluster.settled, timeout_s=10.0, what="all to meet again")
+        assert cluster.forks == 0
+        assert not cluster.problems
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_master_that_sleeps_while_another_is_elected_wakes_as_none(seed: int) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        old = cluster.services["n1"]
+        world.pause("n1")
+        others = [cluster.services[name] for name in NAMES if name != "n1"]
+        world.run_until(
+            lambda: all("n1" not in cls.view.online for cls in others), timeout_s=10.0, what="n1 to be expelled"
+        )
+        world.resume("n1")
+        world.run_until(cluster.settled, timeout_s=10.0, what="all to meet again")
+        assert not old.is_master
+        assert cluster.forks == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_power_cut_of_all_and_the_group_comes_back_by_itself(seed: int) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        before = max(cls.view.epoch for cls in cluster.services.values())
+        for name in NAMES:
+            world.power_cut(name)
+        cluster.services.clear()
+        for name in NAMES:
+            world.restart(name)
+        world.run_until(cluster.settled, timeout_s=10.0, what="all to be back")
+        assert all(cls.view.epoch > before for cls in cluster.services.values())
+        assert cluster.forks == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_idle_cluster_says_nothing_about_its_masters(seed: int) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        before = [cls.group.statistics() for cls in cluster.services.values()]
+        sent = [cls._groups.statistics()["casts"] for cls in cluster.services.values()]
+        world.run_for(60.0)
+        assert [cls.group.statistics() for cls in cluster.services.values()] == before
+        assert [cls._groups.statistics()["casts"] for cls in cluster.services.values()] == sent
+
+
 SEEDS = (1, 2, 3, 8, 22, 26, 37, 84)
 """Under the rule of before (the first of the ring that sees a majority of those online decides, without a vote on what)
 the seeds 8, 22, 26 and 37 had epochs that were numbered twice, by two masters."""

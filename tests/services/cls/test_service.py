@@ -251,18 +251,73 @@ def test_leaving_gives_everything_away_first(run: Run) -> None:
 def test_the_master_hands_over_when_it_leaves_or_disconnects(run: Run) -> None:
     async def scenario(nodes: Nodes) -> None:
         await nodes.launch(4, expect=4)
-        masters = nodes.running["n1"].view.masters
         await nodes.running["n1"].cls.leave()
-        for name in ("n2", "n3", "n4"):
-            await nodes.running[name].wait(lambda view: view.members["n1"].state is NodeState.LEFT)
+        assert nodes.running["n1"].cls.group.leader != "n1", "the lead first, then the seat"
+        left = nodes.running["n2"]
+        view = await left.wait(lambda view: view.members["n1"].state is NodeState.LEFT)
+        assert sorted(view.masters) == ["n2", "n3", "n4"]
         await nodes.kill("n1")
-        assert nodes.running["n4"].view.master == masters[1]
-        await nodes.running[masters[1]].cls.disconnect()
-        for name in ("n2", "n3", "n4"):
-            await nodes.running[name].wait(lambda view: view.master not in (None, *masters[:2]))
-        third = nodes.running["n2"].view.master
-        await nodes.kill(masters[1])
-        await nodes.running[third].wait(lambda view: view.members[masters[1]].state is NodeState.OFFLINE)
+        await nodes.wait_online(["n2", "n3", "n4"])
+        await nodes.wait_masters()
+        assert sorted(left.cls.group.configuration.voters) == ["n2", "n3", "n4"]
+        second = next(node for node in nodes.running.values() if node.cls.is_master)
+        await second.cls.disconnect()
+        assert not second.cls.is_master
+        for node in nodes.running.values():
+            await node.wait(lambda view: view.master not in (None, "n1", second.name))
+            assert second.name in node.view.masters, "its seat is kept"
+        await nodes.kill(second.name)
+        for node in nodes.running.values():
+            await node.wait(lambda view: view.members[second.name].state is NodeState.OFFLINE)
+
+    run(scenario)
+
+
+def test_of_two_the_master_leaves_and_the_other_leads(run: Run) -> None:
+    async def scenario(nodes: Nodes) -> None:
+        first, second = await nodes.launch(2)
+        assert first.view.masters == ("n1",)
+        await first.cls.leave()
+        await second.wait(lambda view: view.members["n1"].state is NodeState.LEFT)
+        assert second.cls.is_master
+        assert second.cls.group.configuration.voters == ("n2",)
+        assert await second.cls.set_placement(REVERSED) == second.view.epoch
+        assert first.fatal == []
+
+    run(scenario)
+
+
+def test_a_master_that_is_gone_for_long_is_replaced(run: Run) -> None:
+    async def scenario(nodes: Nodes) -> None:
+        await nodes.launch(4, expect=4, seat_timeout_s=0.2)
+        gone, *rest = sorted(name for name in nodes.running["n1"].view.masters if name != "n1")
+        (spare,) = [name for name in nodes.running if name not in nodes.running["n1"].view.masters]
+        await nodes.kill(gone)
+        for node in nodes.running.values():
+            await node.wait(lambda view: sorted(view.masters) == sorted(["n1", *rest, spare]))
+        await nodes.wait_masters()
+        back = await nodes.add(gone, seat_timeout_s=0.2)
+        await nodes.wait_online(["n1", "n2", "n3", "n4"])
+        assert gone not in back.view.masters
+        # The replaced one counts no more: two of the three who vote now go on without n1.
+        await nodes.kill("n1")
+        await nodes.wait_online([gone, *rest, spare])
+
+    run(scenario)
+
+
+def test_who_has_left_and_is_started_again_is_a_new_member(run: Run) -> None:
+    async def scenario(nodes: Nodes) -> None:
+        await nodes.launch(3)
+        before = nodes.running["n1"].view.members["n2"]
+        await nodes.running["n2"].cls.leave()
+        await nodes.kill("n2")
+        back = await nodes.add("n2")
+        await nodes.wait_online(["n1", "n2", "n3"])
+        await nodes.wait_masters()
+        member = back.view.members["n2"]
+        assert member.joined > before.joined
+        assert member.disk == before.disk
 
     run(scenario)
 
