@@ -395,7 +395,7 @@ class ClsService:
         self._leader.wake()
 
     def look_for_leaders(self, suspected: str) -> None:
-        """The groups that this member leads should not wait for it; and if it is us who are cut off, we lead no more."""
+        """The groups that it leads should not wait for it; and if we are cut off ourselves, we lead no more."""
         self._groups.wake(suspected)
         if self.leads:
             self.group.stir()
