@@ -89,6 +89,7 @@ class Groups:
         self._batches: dict[str, _Batch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = math.inf
         self._unsynced: list[_Unsynced] = []
         self._unsynced_size = 0
         self._written = asyncio.Event()
@@ -292,9 +293,10 @@ class Groups:
             return
         first_s = self._deadlines[0][0]
         if self._timer is not None:
-            if self._timer.when() <= first_s:
+            if self._timer_s <= first_s:
                 return
             self._timer.cancel()
+        self._timer_s = first_s
         self._timer = self._loop.call_at(first_s, self._on_timer)
 
     def _on_timer(self) -> None:
