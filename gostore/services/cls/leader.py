@@ -82,6 +82,7 @@ class Leader:
         master = cls.acting_master()
         if master is None or master == cls.name:
             raise Unavailable("the cluster has no master now; ask again later")
+        cls.group.stir()  # who is asked may be quiet behind a leader that is dead
         call.redirect(master)
 
     async def decide(self, call: Call, request: Request) -> int:
