@@ -174,8 +174,8 @@ that never runs, a decorator gone. A test that fails with it kills it. What surv
 
 - The changes are those of [Cosmic Ray](https://cosmic-ray.readthedocs.io) {version}, all of its operators that need no
   arguments, at every place where they apply: no sample. They change no strings, hence no texts of errors.
-- Left out are {annotations} mutants inside type annotations, which are never evaluated, and {invalid} that are no Python
-  (the library takes the `*` of a signature for a product) or that the library fails to make.
+- Left out are {annotations} mutants inside type annotations, which are never evaluated, and {invalid} that are no
+  Python (the library takes the `*` of a signature for a product) or that the library fails to make.
 - Mutants that no test could tell from the original (`==` for `is`, `slots=True`, a limit that is only a limit) count as
   survivors. "Not reached" are mutants in lines that no test executes; they count as survivors too.
 - A module is judged by the tests named in `tests/mutation/targets.toml`, not by what simulated clusters would notice.
