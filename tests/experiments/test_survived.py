@@ -10,7 +10,7 @@ from gostore.experiments.simulation import run_seed
 
 SEEDS = range(1, 101)
 ENOUGH = {
-    "fault_kill": 40, "fault_power_cut": 40, "fault_loss": 20, "fault_duplicate": 20, "fault_reorder": 20,
+    "fault_kill": 30, "fault_power_cut": 30, "fault_loss": 20, "fault_duplicate": 20, "fault_reorder": 20,
     "fault_delay": 20, "fault_slow_disk": 20, "fault_skew": 20, "torn_tails": 5, "repairs": 20, "conflict": 50,
     "suspect": 100, "refute": 100, "master": 100, "shard_synced": 20, "commit": 5_000, "operations": 5_000,
 }  # fmt: skip

@@ -1,15 +1,15 @@
 """The mutants of a module: every mutation that Cosmic Ray's operators know, at every place where it applies.
 
 The operators are those of the library (those that need arguments are left out: they insert and rename variables that
-one names by hand). Two kinds of places are left out, and counted: type annotations, which are never evaluated here
-(``from __future__ import annotations``), so that no test can tell such a mutant from the original; and handlers of
-exceptions with a dotted name in a tuple, at which the library's operator fails.
+one names by hand). Two kinds of mutants are left out, and counted: those in type annotations, which are never evaluated
+here (``from __future__ import annotations``), so that no test can tell them from the original; and those that are no
+Python, as the library takes the ``*`` of a signature for a product, or that it fails to make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -19,15 +19,12 @@ from parso.tree import NodeOrLeaf
 
 @dataclass(frozen=True)
 class Mutant:
-    """``occurrence``: the how many-th place of the operator in the module; ``line`` counts from 1.
-
-    ``left_out``: why it is not run, or "".
-    """
+    """``occurrence``: the how many-th place of the operator in the module; ``line`` counts from 1."""
 
     operator: str
     occurrence: int
     line: int
-    left_out: str = ""
+    annotation: bool
 
     @property
     def name(self) -> str:
@@ -39,13 +36,14 @@ class Mutant:
         return self.operator.partition("_")[0]
 
     def apply(self, source: str) -> str:
+        """The mutated source, which may be no Python. Raises ``AttributeError`` where the library's operator fails."""
         mutated: str | None = mutate_code(source, get_operator(f"core/{self.operator}")(), self.occurrence)
         assert mutated is not None, f"{self} applies to another source"
         return mutated
 
 
 def mutants_of(source: str) -> list[Mutant]:
-    """In the order of their lines, those that are left out included."""
+    """In the order of their lines, those in annotations included."""
     nodes = list(ast_nodes(get_ast(source)))
     found: list[Mutant] = []
     for name in operator_names():
@@ -54,22 +52,11 @@ def mutants_of(source: str) -> list[Mutant]:
             continue
         operator = operator_class()
         places = [(node, start) for node in nodes for start, _ in operator.mutation_positions(node)]
-        for number, (node, start) in enumerate(places):
-            mutant = Mutant(name.removeprefix("core/"), number, start[0])
-            if _in_annotation(node):
-                mutant = replace(mutant, left_out="annotation")
-            elif mutant.operator == "ExceptionReplacer" and not _can_be_made(mutant, source):
-                mutant = replace(mutant, left_out="library")
-            found.append(mutant)
+        found += [
+            Mutant(name.removeprefix("core/"), number, start[0], _in_annotation(node))
+            for number, (node, start) in enumerate(places)
+        ]
     return sorted(found, key=lambda mutant: (mutant.line, mutant.operator, mutant.occurrence))
-
-
-def _can_be_made(mutant: Mutant, source: str) -> bool:
-    try:
-        mutant.apply(source)
-    except AttributeError:
-        return False
-    return True
 
 
 def _in_annotation(node: NodeOrLeaf) -> bool:

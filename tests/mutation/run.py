@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,13 +40,14 @@ class Module:
     mutants: list[Mutant] = field(default_factory=list)
     results: dict[str, tuple[str, str]] = field(default_factory=dict)
     carried: bool = False
+    invalid: int = 0
 
     def __post_init__(self) -> None:
         self.path = Path(*self.name.split(".")).with_suffix(".py")
         self.source = (ROOT / self.path).read_text()
         found = mutants_of(self.source)
-        self.mutants = [mutant for mutant in found if not mutant.left_out]
-        self.left_out = Counter(mutant.left_out for mutant in found if mutant.left_out)
+        self.mutants = [mutant for mutant in found if not mutant.annotation]
+        self.annotations = len(found) - len(self.mutants)
 
     @property
     def state(self) -> Path:
@@ -95,6 +95,8 @@ class Module:
             self._work(missing, {name: outcome[1] for name, outcome in before.items()}, pending)
             known |= {name: outcome for name, *outcome in map(json.loads, pending.read_text().splitlines())}
         self.results = {name: (outcome, by) for name, (outcome, by) in known.items()}
+        self.invalid = self.count("invalid")
+        self.mutants = [mutant for mutant in self.mutants if self.results[mutant.name][0] != "invalid"]
         told = {"key": key, "source": source, "carried": self.carried, "results": self.results}
         self.state.write_text(json.dumps(told, indent=0))
 
@@ -172,8 +174,8 @@ that never runs, a decorator gone. A test that fails with it kills it. What surv
 
 - The changes are those of [Cosmic Ray](https://cosmic-ray.readthedocs.io) {version}, all of its operators that need no
   arguments, at every place where they apply: no sample. They change no strings, hence no texts of errors.
-- Left out are {annotation} mutants inside type annotations, which are never evaluated, and {library} at handlers of
-  exceptions with a dotted name in a tuple, where the library's operator fails.
+- Left out are {annotations} mutants inside type annotations, which are never evaluated, and {invalid} that are no
+  Python (the library takes the `*` of a signature for a product) or that the library fails to make.
 - Mutants that no test could tell from the original (`==` for `is`, `slots=True`, a limit that is only a limit) count as
   survivors. "Not reached" are mutants in lines that no test executes; they count as survivors too.
 - A module is judged by the tests named in `tests/mutation/targets.toml`, not by what simulated clusters would notice.
@@ -195,8 +197,7 @@ def cells(figures: dict[str, Any]) -> list[Any]:
 
 
 def document(modules: list[Module]) -> str:
-    left_out = sum((module.left_out for module in modules), Counter({"annotation": 0, "library": 0}))
-    counts = {reason: left_out[reason] for reason in ("annotation", "library")}
+    counts = {name: sum(getattr(module, name) for module in modules) for name in ("annotations", "invalid")}
     text = INTRODUCTION.format(version=version("cosmic-ray"), **counts, **limits())
     for target, some in by_target(modules).items():
         for module in some:

@@ -34,6 +34,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -53,7 +54,7 @@ MEMORY_BYTES_MAX = 2 << 30
 NEEDS_IMPORT = "needs an import"
 
 Outcome = tuple[str, str]
-"""``killed``, ``timeout``, ``survived`` or ``unreached``; and the test that killed it, if one did."""
+"""``killed``, ``timeout``, ``survived``, ``unreached`` or ``invalid``; and the test that killed it, if one did."""
 
 
 class Job:
@@ -95,7 +96,7 @@ def main() -> None:
     if status != 0:
         raise SystemExit(f"{job.module}: the tests fail before anything is mutated; see {job.profile}.log")
     profile = json.loads(job.profile.read_text())
-    mutants = [m for m in mutants_of(job.source) if not m.left_out and (job.names is None or m.name in job.names)]
+    mutants = [m for m in mutants_of(job.source) if not m.annotation and (job.names is None or m.name in job.names)]
     wait(fork(lambda: serve(job, profile, mutants)))
     done = {json.loads(line)[0] for line in job.results.read_text().splitlines()}
     rest = [mutant for mutant in mutants if mutant.name not in done]
@@ -273,8 +274,8 @@ class Serving:
     def run(self, mutant: Mutant) -> Outcome:
         try:
             mutated = compiled(mutant.apply(self.job.source), self.job.path)
-        except SyntaxError:
-            return "killed", "SyntaxError"
+        except (SyntaxError, AttributeError):
+            return "invalid", ""
         changes = differences(self.code, mutated)
         if changes is None or any(name_of(code) in self.imported for code in changes):
             return "", NEEDS_IMPORT
@@ -319,7 +320,9 @@ def spans_of(source: str) -> dict[int, range]:
 
 
 def compiled(source: str, path: Path) -> CodeType:
-    return compile(source, str(path), "exec", dont_inherit=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ``1 is n`` is a fair mutant
+        return compile(source, str(path), "exec", dont_inherit=True)
 
 
 def name_of(code: CodeType) -> str:
