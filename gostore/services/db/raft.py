@@ -27,7 +27,7 @@ from typing import Any, Final
 from gostore.cluster.members import NodeState
 from gostore.cluster.view import View
 from gostore.comm import Reply
-from gostore.consensus.ready import FOLLOWER, LEADER
+from gostore.consensus.ready import LEADER
 from gostore.core.errors import BadRequest, GoStoreError, NotOwner
 from gostore.services.db.moves import Move, next_move, plan
 from gostore.services.db.replication import Group, ShardStatus, declare
@@ -45,7 +45,7 @@ PAUSE_S: Final = (0.1, 5.0)
 """After a move or a hand-over that failed: from, doubling, to. A new view ends it."""
 
 ASK_TIMEOUT_S: Final = 1.0
-ASK_PAUSE_S: Final = (0.5, 30.0)
+ASK_PAUSE_S: Final = (0.5, 4.0)
 """Between questions of a replica off the ring whether it is still a member: from, doubling, to."""
 
 GONE: Final = (NodeState.OFFLINE, NodeState.LEFT)
@@ -64,12 +64,10 @@ class RaftReplication:
         self._look = asyncio.Event()
         self._served = 0  # the term in which the machine was told that it serves
         self._obstacle = ""
-        self._clearing = False
+        self._clearing = self._retiring = False
 
     async def start(self) -> None:
-        group = self._group
-        group.env.tasks.start(self._place_forever(), name=f"db-place-{group.shard}")
-        group.env.tasks.start(self._retire_forever(), name=f"db-retire-{group.shard}")
+        self._group.env.tasks.start(self._place_forever(), name=f"db-place-{self._group.shard}")
 
     # the cluster
 
@@ -82,6 +80,7 @@ class RaftReplication:
             online = (name for name in self._planned() if name in view.online)
             if next(online, None) == self._group.name:
                 self._raft.campaign()
+        self._retire_if_former()
         self._look.set()
 
     def _begin(self, view: View) -> None:
@@ -109,6 +108,7 @@ class RaftReplication:
             self._publish()
         if raft.settled and raft.configuration.voters and self._group.name not in raft.configuration.members:
             self._clear()
+        self._retire_if_former()
         self._look.set()
 
     def _publish(self) -> None:
@@ -231,20 +231,28 @@ class RaftReplication:
         finally:
             self._clearing = False
 
-    async def _retire_forever(self) -> None:
-        """A copy off the ring that hears of no leader: it may have been removed while it was away."""
+    def _is_former(self) -> bool:
+        """It holds a copy off the ring, and does not lead."""
+        return self._holds() and self._group.name not in self._owners and self._raft.status.role != LEADER
+
+    def _retire_if_former(self) -> None:
+        if self._is_former() and not self._retiring:
+            self._retiring = True
+            self._group.env.tasks.start(self._retire(), name=f"db-retire-{self._group.shard}")
+
+    async def _retire(self) -> None:
+        """Whoever was removed while it was away is not told: it asks, until it has nothing or is wanted again."""
         pause_s = ASK_PAUSE_S[0]
-        while True:
-            await asyncio.sleep(pause_s * self._group.env.rng.uniform(0.5, 1.0))
-            me, raft = self._group.name, self._raft
-            if not self._holds() or self._clearing or me in self._owners or raft.status.role != FOLLOWER:
-                pause_s = ASK_PAUSE_S[0]
-                continue
-            for name in self._owners:
-                if await self._dismissed(name):
-                    self._clear()
-                    break
-            pause_s = min(2 * pause_s, ASK_PAUSE_S[1])
+        try:
+            while self._is_former():
+                await asyncio.sleep(pause_s * self._group.env.rng.uniform(0.5, 1.0))
+                for name in self._owners:
+                    if await self._dismissed(name):
+                        self._clear()
+                        break
+                pause_s = min(2 * pause_s, ASK_PAUSE_S[1])
+        finally:
+            self._retiring = False
 
     async def _dismissed(self, name: str) -> bool:
         """Does it lead, in no older term than this replica's, a committed configuration without this node?"""
@@ -255,7 +263,8 @@ class RaftReplication:
         except GoStoreError as error:
             self._group.env.log.debug("shard %d is kept: %s", self._group.shard, error.message)
             return False
-        return bool(members) and term >= raft.status.term and self._group.name not in members and raft.last == last
+        current = term >= raft.status.term and raft.last == last
+        return current and bool(members) and self._group.name not in members
 
     # what others see
 
