@@ -13,14 +13,23 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
+from gostore import node
 from gostore.client.keyvalue import RemoteKeyValue
 from gostore.comm import calls
 from gostore.consensus import configuration
+from gostore.consensus.configuration import NOBODY, Configuration
 from gostore.consensus.group import Group
+from gostore.consensus.journal import BEGIN, Journal
+from gostore.consensus.leader import Leadership
+from gostore.consensus.log import RaftLog
+from gostore.consensus.messages import Append, Heartbeat, Point
+from gostore.consensus.outbox import Outbox
+from gostore.consensus.progress import Progress
+from gostore.consensus.raft import Raft
 from gostore.core.errors import GoStoreError, Timeout
 from gostore.core.keyvalue import Committed, PointRead, RangeRead
 from gostore.core.transaction import Transaction
@@ -29,7 +38,6 @@ from gostore.services.cls import admission
 from gostore.services.cls import service as cls_service
 from gostore.services.cls.service import MASTERS_GROUP
 from gostore.services.db import coordinator, machine, mvcc, primary_backup, replica, transaction
-from gostore.services.db import journal as db_journal
 from gostore.services.db import service as db_service
 from gostore.services.fs import chunks, collector, directory, repair
 from gostore.services.fs import transactions as fs_transactions
@@ -42,7 +50,7 @@ Schedule = Callable[[random.Random, float], list[Step]]
 
 @dataclass(frozen=True)
 class Bug:
-    """``what`` in a sentence; ``where`` in the product; ``seconds`` of load in a run."""
+    """``what`` in a sentence; ``where`` in the product; ``seconds`` of load in a run of a cluster with ``settings``."""
 
     name: str
     where: str
@@ -50,7 +58,8 @@ class Bug:
     patch: Callable[[], AbstractContextManager[Any]]
     schedule: Schedule
     tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    seconds: float = 6.0
+    seconds: float = 4.0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 BUGS: dict[str, Bug] = {}
@@ -92,6 +101,16 @@ def blackout(rng: random.Random, seconds: float) -> list[Step]:
     return slow + [Step(at_s, round(at_s + 0.5, 3), "power_cut", {"node": node}) for node in NODES]
 
 
+def uneven_blackout(rng: random.Random, seconds: float) -> list[Step]:
+    """As a blackout, but some disks are slow and some are fast."""
+    return [
+        replace(step, arguments={**step.arguments, "sync_s": round(rng.choice((0.002, 0.3, 1.0)), 3)})
+        if step.word == "slow_disk"
+        else step
+        for step in blackout(rng, seconds)
+    ]
+
+
 def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
     """The syncs of one disk fail for a moment; later its node is killed."""
     node, at_s = rng.choice(NODES), round(rng.uniform(0.2, 0.5) * seconds, 3)
@@ -112,6 +131,14 @@ def damaged_chunks(rng: random.Random, seconds: float) -> list[Step]:
     return [Step(at_s, at_s, "damage", {"node": rng.choice(NODES), "number": rng.randrange(100)}) for at_s in times]
 
 
+stormy = dense("partition", "one_way", "loss", "kill", gap_s=(0.2, 0.6), lasting_s=(0.3, 1.5))
+"""Leaders are cut off or end while their last entries are on their way."""
+
+
+slow_turnover = dense("kill", "slow_disk", "loss", gap_s=(0.2, 0.6), lasting_s=(1.0, 3.0))
+"""Leaders end, and it takes their successors a while to commit something."""
+
+
 async def _failing_syncs(faults: Any, node: str, for_s: float) -> None:
     disk = faults._cluster.sim.node(node).disk
     disk.failing = True
@@ -129,8 +156,8 @@ async def _damage(faults: Any, node: str, number: int) -> None:
 
 async def _lossy_client(faults: Any, probability: float) -> None:
     links = faults._cluster.sim.net.links
-    for node in NODES:
-        for source, target in (("client", node), (node, "client")):
+    for name in NODES:
+        for source, target in (("client", name), (name, "client")):
             links.set(source, target, loss=probability)
 
 
@@ -154,7 +181,8 @@ def bug(
     schedule: Schedule,
     *,
     tune: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
+    **settings: Any,
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """The function returns what is patched: a context manager, or several in a list."""
 
@@ -168,18 +196,22 @@ def bug(
                 yield
 
         name = function.__name__
-        BUGS[name] = Bug(name, where, what, planted, schedule, tune, seconds)
+        BUGS[name] = Bug(name, where, what, planted, schedule, tune, seconds, settings)
         return function
 
     return register
 
 
-def small_snapshots() -> AbstractContextManager[Any]:
-    """A snapshot every few entries instead of every few thousand."""
-    stack = ExitStack()
-    stack.enter_context(patch.object(replica, "COMPACTION_ENTRIES", 8))
-    stack.enter_context(patch.object(replica, "COMPACTION_SIZE_BYTES", 1024))
-    return stack
+FAR = Point(1 << 40, 1 << 40)
+"""As if a log went so far."""
+
+PRIMARY_BACKUP = {"replication": "primary_backup"}
+"""The other way of replication, which the product keeps as a lesson."""
+
+
+def _drained(queue: Any) -> Iterator[Any]:
+    while queue:
+        yield queue.popleft()
 
 
 def short_doubts() -> AbstractContextManager[Any]:
@@ -377,11 +409,14 @@ def half_a_commit() -> Any:
     return patch.object(machine.ShardMachine, "_decide", decide)
 
 
-# db: replication
+# db: replication and snapshots
 
 
 @bug(
-    "services.db.primary_backup", "a read is served without a look whether this node leads (stale read)", dense("kill")
+    "services.db.primary_backup",
+    "a read is served without a look whether this node leads (stale read)",
+    dense("kill"),
+    db=PRIMARY_BACKUP,
 )
 def stale_read() -> Any:
     async def read_barrier(self: primary_backup.PrimaryBackup, deadline_s: float) -> None:
@@ -390,7 +425,12 @@ def stale_read() -> Any:
     return patch.object(primary_backup.PrimaryBackup, "read_barrier", read_barrier)
 
 
-@bug("services.db.recovery", "the new primary takes its own log, not the most advanced one", dense("kill", "power_cut"))
+@bug(
+    "services.db.recovery",
+    "the new primary takes its own log, not the most advanced one",
+    dense("kill", "power_cut"),
+    db=PRIMARY_BACKUP,
+)
 def own_log_taken() -> Any:
     original = primary_backup.judge
 
@@ -405,22 +445,13 @@ def own_log_taken() -> Any:
     "services.db.replica",
     "a replica forgets its promise (its vote) and follows any primary",
     dense("isolate", "kill"),
+    db=PRIMARY_BACKUP,
 )
 def no_fencing() -> Any:
     return patch.object(replica.Replica, "check", lambda self, generation, primary: None)
 
 
-@bug(
-    "services.db.journal", "a snapshot drops the entries that follow it in the log", dense("kill"), tune=small_snapshots
-)
-def snapshot_loses_the_rest() -> Any:
-    def begin(self: db_journal.Journal, at: Any) -> None:
-        self._begin(at, self.configuration_at(at.index), reset=False)
-
-    return patch.object(db_journal.Journal, "begin_compaction", begin)
-
-
-@bug("services.db.machine", "a snapshot holds the objects, but not the sessions", dense("kill"), tune=small_snapshots)
+@bug("services.db.machine", "a snapshot holds the objects, but not the sessions", dense("kill"))
 def snapshot_without_sessions() -> Any:
     original = machine.ShardMachine.snapshot
 
@@ -431,9 +462,7 @@ def snapshot_without_sessions() -> Any:
     return patch.object(machine.ShardMachine, "snapshot", snapshot)
 
 
-@bug(
-    "services.db.mvcc", "deleted objects are in the snapshot again (no tombstone)", dense("kill"), tune=small_snapshots
-)
+@bug("services.db.mvcc", "deleted objects are in the snapshot again (no tombstone)", dense("kill"))
 def deleted_is_back() -> Any:
     original = mvcc.Store.rows
 
@@ -447,7 +476,7 @@ def deleted_is_back() -> Any:
     return patch.object(mvcc.Store, "rows", rows)
 
 
-# cls
+# consensus
 
 
 @bug("consensus.configuration", "off by one: a minority may decide", profile("network"))
@@ -457,6 +486,117 @@ def minority_decides() -> Any:
         return reached[max(0, len(reached) // 2 - 1)]
 
     return patch.object(configuration, "_majority", majority)
+
+
+@bug("consensus.journal", "term and vote are not written, so a replica votes twice in a term", blackout)
+def vote_forgotten() -> Any:
+    return patch.object(Journal, "write_hard", lambda self, hard: None)
+
+
+@bug("consensus.raft", "a vote is granted without a look at how far the candidate's log is", dense("isolate", "kill"))
+def logs_not_compared() -> Any:
+    original = Raft._on_vote
+    return patch.object(
+        Raft, "_on_vote", lambda self, source, vote, now_s: original(self, source, replace(vote, last=FAR), now_s)
+    )
+
+
+@bug("consensus.outbox", "a follower acknowledges entries, and votes, before the sync", blackout)
+def promised_before_sync() -> Any:
+    return patch.object(Outbox, "send_synced", Outbox.send)
+
+
+@bug("consensus.leader", "a leader counts its own log before it is synced", uneven_blackout)
+def own_log_not_synced() -> Any:
+    original = Leadership.advance
+
+    def advance(self: Leadership, now_s: float) -> None:
+        with patch.object(self._log, "durable", self._log.last.index):
+            original(self, now_s)
+
+    return patch.object(Leadership, "advance", advance)
+
+
+@bug("consensus.raft", "a message of an older term is obeyed (no fencing)", dense("pause", "delay", "isolate"))
+def old_term_obeyed() -> Any:
+    original = Raft.receive
+
+    def receive(self: Raft, source: str, message: Any, now_s: float) -> None:
+        if isinstance(message, Append | Heartbeat) and message.term < self.term:
+            message = replace(message, term=self.term)
+        original(self, source, message, now_s)
+
+    return patch.object(Raft, "receive", receive)
+
+
+@bug("consensus.log", "the entry before is compared by its index only, not by its term", stormy)
+def terms_not_compared() -> Any:
+    return patch.object(RaftLog, "holds", lambda self, point: self.term(point.index) is not None)
+
+
+@bug(
+    "consensus.leader",
+    "a heartbeat tells a follower the commit index, whether its log is known to match or not",
+    stormy,
+)
+def commit_beyond_match() -> Any:
+    def send(self: Leadership, name: str, progress: Progress, number: int, *, quiet: bool = False) -> None:
+        progress.told = self._log.committed
+        self._send(name, Heartbeat(self._term, progress.told, number, quiet))
+
+    return patch.object(Leadership, "_send_heartbeat", send)
+
+
+@bug("consensus.leader", "a new leader answers reads before it has committed an entry of its term", slow_turnover)
+def new_leader_reads() -> Any:
+    return patch.object(Leadership, "settled", property(lambda self: True))
+
+
+@bug(
+    "consensus.leader",
+    "a leader asks no quorum whether it still leads, neither for reads nor with time",
+    dense("isolate", "pause"),
+)
+def deposed_leader_reads() -> Any:
+    return [
+        patch.object(
+            Leadership, "_confirm_reads", lambda self: [self._answer(r[2], r[1]) for r in _drained(self._reads)]
+        ),
+        patch.object(Leadership, "_has_quorum", lambda self, now_s: True),
+    ]
+
+
+@bug("consensus.group", "a snapshot does not hold the configuration", dense("power_cut"))
+def snapshot_without_members() -> Any:
+    original = Group._here
+    return patch.object(Group, "_here", lambda self: (original(self)[0], NOBODY))
+
+
+@bug("consensus.journal", "a snapshot drops the entries that follow it in the log", dense("kill"))
+def snapshot_loses_the_rest() -> Any:
+    def begin(self: Journal, point: Point, made: Configuration, tail_max: int) -> Any:
+        compaction = self._compaction = self._open(BEGIN, point, made)
+        compaction.tail = point.index + 1
+        return compaction
+
+    return patch.object(Journal, "begin_compaction", begin)
+
+
+@bug("consensus.configuration", "members change in one step, without a joint one", dense("isolate", "kill"))
+def no_joint_step() -> Any:
+    return patch.object(
+        Configuration, "begin", lambda self, voters, learners: Configuration(tuple(voters), tuple(learners))
+    )
+
+
+@bug("consensus.log", "a configuration is in force when it is committed, not when it is in the log", dense("kill"))
+def configuration_in_force_late() -> Any:
+    return patch.object(
+        RaftLog, "configuration", property(lambda self: self.configuration_at(max(self.committed, self.start.index)))
+    )
+
+
+# cls
 
 
 @bug("services.cls.leader", "the master decides alone, whatever the other masters know", profile("network"))
@@ -479,9 +619,10 @@ def master_decides_alone() -> Iterator[None]:
 
 @bug("services.cls.service", "a node that restarts comes back in its former incarnation", dense("kill"))
 def incarnation_reused() -> Any:
-    from gostore import node
+    original = node.next_incarnation
 
     async def first(env: Any) -> int:
+        await original(env)
         return 1
 
     return patch.object(node, "next_incarnation", first)

@@ -2,13 +2,15 @@
 
     .venv/bin/python tests/power/hunt.py [BUG ...] [--seeds 500] [--again] [--budget-s 600]
     .venv/bin/python tests/power/hunt.py [BUG ...] --refresh
+    .venv/bin/python tests/power/hunt.py [BUG ...] --shrink
     .venv/bin/python tests/power/hunt.py BUG --replay
 
 For each bug: seeds from 0 on until one fails with the bug and is clean without it; then its schedule of faults and its
-duration are made smaller while it still fails, and it is run twice more, which must give the same trace. What is found
-goes into ``found.json`` after each bug, so that a hunt can be interrupted and goes on where it was; ``--again`` begins
-anew, and ``--refresh`` runs what was found again after the product has changed. ``docs/test-power.md`` is written from
-that file at the end. ``--replay`` runs a found one again and prints what breaks.
+duration are made smaller while it still fails, and it is run again, which must give the same trace. What is found goes
+into ``found.json`` after each bug, so that a hunt can be interrupted and goes on where it was; ``--again`` begins anew,
+and ``--refresh`` runs what was found again after the product has changed. ``--tries 0`` makes nothing smaller, which
+``--shrink`` can do later. ``docs/test-power.md`` is written from that file at the end. ``--replay`` runs a found one
+again and prints what breaks.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,11 +41,10 @@ FOUND = Path(__file__).with_name("found.json")
 TABLE = Path(__file__).parents[2] / "docs" / "test-power.md"
 
 SEEDS_MAX = 500
-SHRINK_RUNS_MAX = 20
+SHRINK_RUNS_MAX = 12
 KINDS_MAX = 3
-MEMBERSHIP = ("one master per epoch", "equal views", "equal members", "epochs grow", "only the dead")
 VIOLATION_MAX = 400
-SHORTER = (0.25, 0.5, 0.75)
+SHORTER = (0.5, 0.75)
 """Parts of the duration that are tried when the schedule is as small as it gets."""
 
 
@@ -76,74 +78,66 @@ def planted(bug: Bug, *, present: bool = True) -> Iterator[None]:
 
 def run_with(bug: Bug, seed: int, seconds: float, schedule: Sequence[Step], *, present: bool = True) -> Run:
     with planted(bug, present=present):
-        return run_seed(seed, seconds=seconds, profile="none", schedule=schedule)
-
-
-def counts(bug: Bug, run: Run) -> bool:
-    """Whether the run breaks a promise because of the bug, and not because membership forked.
-
-    That the product itself may do under hard faults, and then all else may follow from it. So a run in which the views
-    of the nodes disagree counts for the bugs of membership only.
-    """
-    forked = any(violation.startswith(MEMBERSHIP) for violation in run.violations)
-    return bool(run.violations) and (bug.where.startswith("services.cls") or not forked)
+        return run_seed(seed, seconds=seconds, profile="none", schedule=schedule, **bug.settings)
 
 
 def schedule_of(bug: Bug, seed: int) -> list[Step]:
     return bug.schedule(random.Random(f"hunt {bug.name} {seed}"), bug.seconds)
 
 
-def hunt(bug: Bug, first: int, seeds: int, until_s: float) -> tuple[Found | None, int]:
+def hunt(bug: Bug, first: int, seeds: int, until_s: float, tries: int) -> tuple[Found | None, int]:
     """The first seed that finds it, and how many were tried."""
     for seed in range(first, seeds):
         if time.monotonic() > until_s:
             return None, seed
         schedule = schedule_of(bug, seed)
         run = run_with(bug, seed, bug.seconds, schedule)
-        if not counts(bug, run):
+        if not run.violations:
             continue
         if not run_with(bug, seed, bug.seconds, schedule, present=False).fine:
             continue  # the product itself fails here: that proves nothing
-        return shrink(bug, run), seed + 1
+        return shrink(bug, run, tries), seed + 1
     return None, seeds
 
 
-def shrink(bug: Bug, run: Run) -> Found:
-    """Fewer faults, then less time; every step still fails with the bug and is clean without it."""
+def shrink(bug: Bug, run: Run, tries: int) -> Found:
+    """Fewer faults, then less time; what it ends with still fails with the bug and is clean without it."""
     seconds, before = run.seconds, run
 
-    def judged(*args: Any, **options: Any) -> Run:
-        again = run_seed(*args, **options)
-        if not counts(bug, again):
-            again.violations = []
-        return again
-
-    with planted(bug), patch.object(simulation, "run_seed", judged):
-        schedule = minimise(run, tries_max=SHRINK_RUNS_MAX)
-    if not run_with(bug, run.seed, seconds, schedule, present=False).fine:
+    with planted(bug), patch.object(simulation, "run_seed", partial(run_seed, **bug.settings)):
+        schedule = minimise(run, tries_max=tries)
+    if len(schedule) < len(run.schedule) and not run_with(bug, run.seed, seconds, schedule, present=False).fine:
         schedule = list(run.schedule)
-    for part in SHORTER:
+    for part in SHORTER if tries else ():
         shorter = round(max(part * seconds, 2.0, *(step.until_s for step in schedule)), 3)
         if (
             shorter < seconds
-            and counts(bug, run_with(bug, run.seed, shorter, schedule))
+            and run_with(bug, run.seed, shorter, schedule).violations
             and run_with(bug, run.seed, shorter, schedule, present=False).fine
         ):
             seconds = shorter
             break
     first = Found(bug.name, run.seed, 0, seconds, "", "", len(before.schedule), before.events, 0, "", [])
     first.schedule = [asdict(step) for step in schedule]
-    return replayed(bug, first)
+    whole = seconds == run.seconds and len(schedule) == len(run.schedule)
+    return replayed(bug, first, run if whole else None)
 
 
-def replayed(bug: Bug, found: Found) -> Found:
+def shrunk(bug: Bug, found: Found, tries: int) -> Found:
+    """Smaller than it was, if possible; its figures of before stay."""
+    smaller = shrink(bug, run_with(bug, found.seed, found.seconds, steps_of(found)), tries)
+    return replace(smaller, seeds=found.seeds, faults_before=found.faults_before, events_before=found.events_before)
+
+
+def replayed(bug: Bug, found: Found, once: Run | None = None) -> Found:
     """Run it twice: the same trace, and the same is broken. Its figures are those of these runs."""
-    once, twice = (run_with(bug, found.seed, found.seconds, steps_of(found)) for _ in range(2))
+    once = once or run_with(bug, found.seed, found.seconds, steps_of(found))
+    twice = run_with(bug, found.seed, found.seconds, steps_of(found))
     assert once.trace_sha256 == twice.trace_sha256, f"{bug.name}: two runs of seed {found.seed} differ"
     assert once.violations == twice.violations
     return replace(
         found,
-        check=kinds_of(once) if counts(bug, once) else "",
+        check=kinds_of(once),
         violation="\n".join(once.violations)[:VIOLATION_MAX],
         events=once.events,
         trace_sha256=once.trace_sha256,
@@ -227,10 +221,9 @@ def table(found: dict[str, Found], tried: dict[str, int]) -> str:
         "",
         "How good are the simulated runs at finding bugs? Classical mistakes are planted into the product, one at a",
         "time, by patches in the tests (`tests/power/bugs.py`; the product has no flag for them), and hunted with",
-        "seeds from 0 on. A seed counts when its run breaks a promise with the bug and is clean without it. (Unless",
-        "the bug is one of membership the nodes must have agreed on their views: what a fork breaks proves nothing.)",
-        "Then its faults and its duration are made smaller while it still fails, and it is replayed: the same trace,",
-        "twice.",
+        "seeds from 0 on. A seed counts when its run breaks a promise with the bug and is clean without it, with the",
+        "same faults. Then its faults and its duration are made smaller while it still fails, and it is replayed: the",
+        "same trace, twice.",
         "",
         "`make test` runs every one of them again on its seed. This page is written by",
         "",
@@ -272,6 +265,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="hunt also what was found")
     parser.add_argument("--refresh", action="store_true", help="first run what was found again, for its figures")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="end after so many seconds")
+    parser.add_argument("--tries", type=int, default=SHRINK_RUNS_MAX, help="runs to make one smaller that was found")
+    parser.add_argument("--shrink", action="store_true", help="make what was found smaller")
     parser.add_argument("--replay", action="store_true", help="run what was found again and print what breaks")
     options = parser.parse_args()
     if unknown := [name for name in options.bugs if name not in BUGS]:
@@ -289,8 +284,11 @@ def main() -> int:
         refresh(found, chosen)
     for name in chosen:
         if name in found:
+            if options.shrink and time.monotonic() < until_s:
+                found[name] = shrunk(BUGS[name], found[name], options.tries)
+                save(found, tried)
             continue
-        one, seeds = hunt(BUGS[name], tried.get(name, 0), options.seeds, until_s)
+        one, seeds = hunt(BUGS[name], tried.get(name, 0), options.seeds, until_s, options.tries)
         tried[name] = seeds
         if one is not None:
             one.seeds = seeds
