@@ -42,9 +42,11 @@ class RemoteKeyValue:
         path: Path = (),
         *,
         snapshot: Mapping[int, int] | None = None,
+        consistency: str = "linearizable",
         timeout_s: float | None = None,
     ) -> Versioned:
-        wire = await self._ask("get", container, key, list(path), _pairs(snapshot), timeout_s=timeout_s)
+        args = (container, key, list(path), _pairs(snapshot), consistency)
+        wire = await self._ask("get", *args, timeout_s=timeout_s)
         return Versioned.from_wire(wire)
 
     async def scan(

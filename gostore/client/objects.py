@@ -133,9 +133,21 @@ class DbHandle(SyncTwins):
 
     # objects
 
-    async def get(self, container: str, key: str, *path: Step, default: Value = None, via: str | None = None) -> Value:
-        """The value of an object, or at a place in it; ``default`` where nothing is."""
-        found = await self._store(via).get(container, key, path)
+    async def get(
+        self,
+        container: str,
+        key: str,
+        *path: Step,
+        default: Value = None,
+        consistency: str = "linearizable",
+        via: str | None = None,
+    ) -> Value:
+        """The value of an object, or at a place in it; ``default`` where nothing is.
+
+        ``consistency="stale"``: what the nearest replica has applied. It is answered without a majority too, and may be
+        old.
+        """
+        found = await self._store(via).get(container, key, path, consistency=consistency)
         return found.value if found.found else default
 
     get_sync = sync_twin(get)

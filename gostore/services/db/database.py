@@ -43,6 +43,10 @@ TRANSACTION_SIZE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 CREATE_ATTEMPTS_MAX: Final = 8
 
+LINEARIZABLE: Final = "linearizable"
+CONSISTENCIES: Final = (LINEARIZABLE, "stale")
+"""Of a read. ``stale`` costs no message where this node holds a copy, and may lag behind by any time."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -188,8 +192,15 @@ class Database:
         path: Path = (),
         *,
         snapshot: Mapping[int, int] | None = None,
+        consistency: str = LINEARIZABLE,
         timeout_s: float | None = None,
     ) -> Versioned:
+        """See ``KeyValue``. ``consistency``: ``stale`` takes what the nearest replica has applied, without asking."""
+        if consistency not in CONSISTENCIES or (consistency != LINEARIZABLE and snapshot is not None):
+            raise BadRequest(
+                f"consistency = {consistency!r:.50}: allowed are {', '.join(CONSISTENCIES)}, and with a snapshot only "
+                f"{LINEARIZABLE}"
+            )
         check_text("key", key, self._config.key_size_bytes_max)
         check_path(path)
         deadline_s = self._router.deadline(timeout_s)
@@ -197,6 +208,9 @@ class Database:
         async def run(found: dict[str, Container]) -> Versioned:
             holder = found[container]
             shard = self.shard_of(holder, key)
+            if consistency != LINEARIZABLE:
+                args: list[Any] = [holder.physical, key, list(path)]
+                return Versioned.from_wire(await self._router.read_stale(shard, args, deadline_s))
             at = None if snapshot is None else snapshot.get(shard)
             args = [holder.physical, key, list(path), at]
             return Versioned.from_wire(await self._router.read(shard, "get", args, deadline_s))

@@ -91,6 +91,13 @@ class Router:
         except Timeout as error:
             raise Unavailable(f"shard {shard} cannot be read: {error.details.get('why', error.message)}") from None
 
+    async def read_stale(self, shard: int, args: list[Any], deadline_s: float) -> Any:
+        """What some replica has applied: the one at this node, if it has one. A failure is always definite."""
+        try:
+            return await self._serve(shard, "stale", args, deadline_s)
+        except NotOwner:
+            return await self.read(shard, "stale", args, deadline_s)
+
     async def call_again(self, shard: int, function: str, args: Callable[[bool], list[Any]], deadline_s: float) -> Any:
         """As :meth:`call`; ``args(repeated)`` is told whether an attempt before may have had its effect.
 
@@ -108,7 +115,8 @@ class Router:
                 if name is None:
                     raise Unavailable("nobody in this node's view of the cluster is online")
                 answer = await self._ask(name, shard, function, args(repeated), deadline_s, attempt_s)
-                self._leaders[shard] = name
+                if function != "stale":  # which any replica answers
+                    self._leaders[shard] = name
                 return answer
             except RETRIED as error:
                 last = error

@@ -16,7 +16,7 @@ from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_
 from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
-from gostore.services.db.database import Database
+from gostore.services.db.database import LINEARIZABLE, Database
 from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.raft import RaftReplication
 from gostore.services.db.replication import Replication, together
@@ -188,10 +188,13 @@ class DbService:
         key: str,
         path: list[Any] | None = None,
         snapshot: list[Any] | None = None,
+        consistency: str = LINEARIZABLE,
     ) -> list[Any]:
-        """[value, version, found, shard, index]; ``snapshot``: [[shard, index], ...]."""
+        """[value, version, found, shard, index]; ``snapshot``: [[shard, index], ...]; ``consistency``: or stale."""
         accessors = path_from_wire(path or [])
-        found = await self.database.get(container, key, accessors, snapshot=_snapshot(snapshot))
+        found = await self.database.get(
+            container, key, accessors, snapshot=_snapshot(snapshot), consistency=consistency
+        )
         return found.to_wire()
 
     @remote
@@ -302,6 +305,8 @@ class DbService:
         leads = [status.shard for status in statuses if status.role == "primary"]
         holds = [status.shard for status in statuses if status.role != "idle"]
         unsettled = []
+        if self._complained and self._complained == self._cls.view.epoch:
+            unsettled.append("cannot know who should hold the shards: the placement raises")
         for status in statuses:
             if status.role == "recovering":
                 unsettled.append(f"takes over shard {status.shard}: {status.details['obstacle']}")

@@ -21,6 +21,7 @@ from gostore.core.errors import (
     GoStoreError,
     InternalError,
     NotFound,
+    NotOwner,
     Unavailable,
     error_from_wire,
 )
@@ -199,6 +200,8 @@ class Shard:
         match function, args:
             case "get", [str(container), str(key), path, at]:
                 return await self._get(container, key, path_from_wire(path), at, deadline_s)
+            case "stale", [str(container), str(key), path]:
+                return self._stale(container, key, path_from_wire(path))
             case "scan", [str(container), str(start), end, int(limit), at]:
                 return await self._scan(container, start, end, limit, at, deadline_s)
             case "commit", [request, reads, writes]:
@@ -222,6 +225,12 @@ class Shard:
     async def _get(self, container: str, key: str, path: Path, at: int | None, deadline_s: float) -> list[Any]:
         await self._readable(lambda: self.machine.locks.against_read(container, key), deadline_s)
         return self.read(container, key, path, at)
+
+    def _stale(self, container: str, key: str, path: Path) -> list[Any]:
+        """What this replica has applied, whoever leads, and whatever is locked. Raises ``NotOwner`` if it is none."""
+        if self.replication.role == "idle":
+            raise NotOwner(f"shard {self.number}: {self._env.name} holds none of it", owner=self.replication.primary)
+        return self.read(container, key, path, None)
 
     def read(self, container: str, key: str, path: Path, at: int | None) -> list[Any]:
         """The applied state of this replica, whatever its role; a :class:`Versioned` as it travels."""

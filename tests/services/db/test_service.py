@@ -1010,6 +1010,31 @@ def test_a_minority_is_neither_needed_nor_believed() -> None:
     play(scenario)
 
 
+def test_a_stale_read_needs_no_majority() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+        key = cluster.key_of(0)
+        outside = next(name for name in cluster.names if name not in cluster.owners(0))
+        await db.commit([], [put(key, 1)])
+        for name in cluster.names:  # which know the container from now on
+            assert (await cluster.db(name).get("t", key)).value == 1
+        await cluster.converged()
+        first, second, third = cluster.owners(0)
+        for name in (second, third):
+            cluster.crash(name, told=False)
+        for name in (first, outside):
+            assert Versioned.from_wire(await cluster.db(name).ask("get", "t", key, [], None, "stale")).value == 1
+        with pytest.raises(Unavailable):
+            await cluster.db(first).get("t", key, timeout_s=1.0)
+        with pytest.raises(BadRequest, match="linearizable, stale"):
+            await cluster.db(first).ask("get", "t", key, [], None, "eventual")
+        with pytest.raises(BadRequest, match="snapshot"):
+            await cluster.db(first).ask("get", "t", key, [], [[0, 1]], "stale")
+
+    play(scenario, nodes=4)
+
+
 def test_two_of_three_are_enough_whoever_they_are() -> None:
     async def scenario(cluster: Cluster) -> None:
         await begin(cluster)
