@@ -107,7 +107,9 @@ class Run:
 
     def truncate(self) -> None:
         # What a snapshot stands for is committed; so is what one under way stands for.
-        floor = self.compacted[0].index if self.compacted else self.model.start.index
+        floor = self.model.start.index
+        if self.compacted and self.journal.is_open(self.compaction):
+            floor = self.compacted[0].index
         if self.model.last > floor:
             index = self.rng.randint(floor + 1, self.model.last)
             self.journal.truncate(index)
@@ -159,7 +161,7 @@ class Run:
             assert self.journal.end_installation() == state
             model = self.model
             model.start, model.configuration, model.entries, model.state = point, configuration, [], state
-            self.installing = self.compacted = None
+            self.installing = None
             self.drop(self.journal.take_drop())
 
     def clear(self) -> None:
@@ -169,7 +171,7 @@ class Run:
             self.model.configuration = Configuration()
             self.model.hard, self.model.tomb = HardState(11, None, 0), Point(self.rng.randint(1, 9), 5)
             self.journal.clear(self.model.hard, self.model.tomb)
-            self.installing = self.compacted = None
+            self.installing = None
             self.drop(self.journal.take_drop())
 
     def drop(self, position: int) -> None:
