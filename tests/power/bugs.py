@@ -111,6 +111,13 @@ def uneven_blackout(rng: random.Random, seconds: float) -> list[Step]:
     ]
 
 
+def slow_disks(rng: random.Random, seconds: float) -> list[Step]:
+    """All disks are slow, to the end."""
+    return [
+        Step(0.3, seconds, "slow_disk", {"node": node, "sync_s": round(rng.uniform(0.05, 0.4), 3)}) for node in NODES
+    ]
+
+
 def failing_disk(rng: random.Random, seconds: float) -> list[Step]:
     """The syncs of one disk fail for a moment; later its node is killed."""
     node, at_s = rng.choice(NODES), round(rng.uniform(0.2, 0.5) * seconds, 3)
@@ -136,7 +143,7 @@ stormy = dense("partition", "one_way", "loss", "kill", gap_s=(0.2, 0.6), lasting
 
 
 slow_turnover = dense("kill", "slow_disk", "loss", gap_s=(0.2, 0.6), lasting_s=(1.0, 3.0))
-"""Leaders end, and it takes their successors a while to commit something."""
+"""Leaders end, and answers are late."""
 
 
 async def _failing_syncs(faults: Any, node: str, for_s: float) -> None:
@@ -302,7 +309,7 @@ def duplicates_run() -> Any:
 # the client
 
 
-@bug("client.keyvalue", "a commit without an answer is sent again under a new request id", dense("loss", "kill"))
+@bug("client.keyvalue", "a commit without an answer is sent again under a new request id", slow_disks)
 def new_id_for_a_retry() -> Any:
     original = RemoteKeyValue.commit
 
@@ -316,7 +323,7 @@ def new_id_for_a_retry() -> Any:
     return patch.object(RemoteKeyValue, "commit", commit)
 
 
-@bug("core.transaction", "a transaction that only read is not validated (read skew)", dense("delay"))
+@bug("core.transaction", "a transaction that only read is not validated (read skew)", slow_disks)
 def reads_not_validated() -> Any:
     original = Transaction.commit
 
@@ -349,12 +356,12 @@ def write_skew() -> Any:
     return patch.object(machine, "find_clash", find_clash)
 
 
-@bug("services.db.transaction", "ranges are not validated (phantoms)", dense("delay"))
+@bug("services.db.transaction", "ranges are not validated (phantoms)", slow_disks)
 def phantoms() -> Any:
     return patch.object(transaction, "_range_clash", lambda store, locks, read: None)
 
 
-@bug("services.db.machine", "a request that is in the log twice is applied twice: no sessions", profile("promised"))
+@bug("services.db.machine", "a request that is in the log twice is applied twice: no sessions", slow_turnover)
 def no_sessions() -> Any:
     return patch.object(machine.ShardMachine, "_once", lambda self, request, index, execute: execute())
 
@@ -378,7 +385,7 @@ def locks_stay() -> Any:
     return patch.object(transaction.LockTable, "release", lambda self, name: None)
 
 
-@bug("services.db.coordinator", "a participant in doubt aborts without asking", dense("slow_disk"), tune=short_doubts)
+@bug("services.db.coordinator", "a participant in doubt aborts without asking", slow_disks, tune=short_doubts)
 def participant_aborts() -> Any:
     async def resolve(self: coordinator.Coordinator, name: str, number: int) -> None:
         with contextlib.suppress(GoStoreError):
@@ -416,6 +423,7 @@ def half_a_commit() -> Any:
     "services.db.primary_backup",
     "a read is served without a look whether this node leads (stale read)",
     dense("kill"),
+    seconds=6.0,
     db=PRIMARY_BACKUP,
 )
 def stale_read() -> Any:
@@ -429,6 +437,7 @@ def stale_read() -> Any:
     "services.db.recovery",
     "the new primary takes its own log, not the most advanced one",
     dense("kill", "power_cut"),
+    seconds=6.0,
     db=PRIMARY_BACKUP,
 )
 def own_log_taken() -> Any:
@@ -445,21 +454,29 @@ def own_log_taken() -> Any:
     "services.db.replica",
     "a replica forgets its promise (its vote) and follows any primary",
     dense("isolate", "kill"),
+    seconds=6.0,
     db=PRIMARY_BACKUP,
 )
 def no_fencing() -> Any:
     return patch.object(replica.Replica, "check", lambda self, generation, primary: None)
 
 
-@bug("services.db.machine", "a snapshot holds the objects, but not the sessions", dense("kill"))
+@bug("services.db.machine", "a snapshot holds the objects, but not the sessions", dense("kill"), seconds=6.0)
 def snapshot_without_sessions() -> Any:
-    original = machine.ShardMachine.snapshot
+    original, digest = machine.ShardMachine.snapshot, machine.ShardMachine.digest
 
     def snapshot(self: machine.ShardMachine) -> Any:
         with patch.object(self, "_sessions", type(self._sessions)()):
             return original(self)
 
-    return patch.object(machine.ShardMachine, "snapshot", snapshot)
+    def whole(self: machine.ShardMachine) -> str:
+        with patch.object(machine.ShardMachine, "snapshot", original):
+            return digest(self)
+
+    return [
+        patch.object(machine.ShardMachine, "snapshot", snapshot),
+        patch.object(machine.ShardMachine, "digest", whole),
+    ]
 
 
 @bug("services.db.mvcc", "deleted objects are in the snapshot again (no tombstone)", dense("kill"))
@@ -547,15 +564,11 @@ def commit_beyond_match() -> Any:
     return patch.object(Leadership, "_send_heartbeat", send)
 
 
-@bug("consensus.leader", "a new leader answers reads before it has committed an entry of its term", slow_turnover)
-def new_leader_reads() -> Any:
-    return patch.object(Leadership, "settled", property(lambda self: True))
-
-
 @bug(
     "consensus.leader",
     "a leader asks no quorum whether it still leads, neither for reads nor with time",
-    dense("isolate", "pause"),
+    dense("isolate", gap_s=(0.3, 0.8), lasting_s=(2.0, 4.0)),
+    seconds=6.0,
 )
 def deposed_leader_reads() -> Any:
     return [
@@ -599,7 +612,12 @@ def configuration_in_force_late() -> Any:
 # cls
 
 
-@bug("services.cls.leader", "the master decides alone, whatever the other masters know", profile("network"))
+@bug(
+    "services.cls.leader",
+    "the master decides alone, whatever the other masters know",
+    dense("isolate", gap_s=(0.5, 1.5), lasting_s=(5.0, 8.0)),
+    seconds=9.0,
+)
 @contextmanager
 def master_decides_alone() -> Iterator[None]:
     propose, read_barrier = Group.propose, Group.read_barrier
