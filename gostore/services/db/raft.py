@@ -46,7 +46,7 @@ PAUSE_S: Final = (0.1, 5.0)
 
 ASK_TIMEOUT_S: Final = 1.0
 ASK_PAUSE_S: Final = (0.5, 4.0)
-"""Between questions of a replica off the ring whether it is still a member: from, doubling, to."""
+"""Between questions of a replica off the ring whether it is still a member: from, doubling, to. A new view ends it."""
 
 GONE: Final = (NodeState.OFFLINE, NodeState.LEFT)
 
@@ -62,6 +62,7 @@ class RaftReplication:
         self._raft.on_change = self._on_change
         self._owners: tuple[str, ...] = ()
         self._look = asyncio.Event()
+        self._viewed = asyncio.Event()
         self._served = 0  # the term in which the machine was told that it serves
         self._obstacle = ""
         self._clearing = self._retiring = False
@@ -73,6 +74,8 @@ class RaftReplication:
 
     def on_view(self, view: View) -> None:
         self._owners = self._group.owners(view)
+        viewed, self._viewed = self._viewed, asyncio.Event()
+        viewed.set()
         self._begin(view)
         leader = self._raft.leader
         if leader is not None and self._is_gone(view, leader):
@@ -245,7 +248,13 @@ class RaftReplication:
         pause_s = ASK_PAUSE_S[0]
         try:
             while self._is_former():
-                await asyncio.sleep(pause_s * self._group.env.rng.uniform(0.5, 1.0))
+                viewed = self._viewed
+                try:
+                    async with asyncio.timeout(pause_s * self._group.env.rng.uniform(0.5, 1.0)):
+                        await viewed.wait()
+                    pause_s = ASK_PAUSE_S[0]
+                except TimeoutError:
+                    pass
                 for name in self._owners:
                     if await self._dismissed(name):
                         self._clear()
