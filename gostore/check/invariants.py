@@ -211,6 +211,19 @@ class OnePrimaryPerGeneration(_Agreement):
         )
 
 
+class OneLeaderPerTerm(_Agreement):
+    """A term of a consensus group has one leader at most (Raft, figure 3: election safety)."""
+
+    name = "one leader per term"
+    kinds = ("raft_leader",)
+
+    def says(self, event: Event) -> tuple[Hashable, Any]:
+        return (event.data["group"], event.data["term"]), event.data["leader"]
+
+    def tell(self, event: Event, before: str, now: str) -> str:
+        return f"term {event.data['term']} of {event.data['group']} has the leaders {before} and {now}"
+
+
 class OneCommitPerIndex(_Agreement):
     """An index of a shard's log has one commit: what was committed is never replaced by something else."""
 
@@ -250,6 +263,7 @@ def standard_invariants() -> list[Invariant]:
         EqualMembers(),
         EpochsGrow(),
         OnePrimaryPerGeneration(),
+        OneLeaderPerTerm(),
         OneCommitPerIndex(),
     ]
 

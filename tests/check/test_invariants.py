@@ -37,6 +37,17 @@ def test_one_master_per_epoch() -> None:
     assert judge(*fine, Feed()("n3", "master", member="n3", epoch=1)) == ("violated", ["one master per epoch"])
 
 
+def test_one_leader_per_term() -> None:
+    e = Feed()
+    fine = [
+        e("n1", "raft_leader", group="g", term=2, leader="n1"),
+        e("n2", "raft_leader", group="h", term=2, leader="n2"),
+    ]
+    assert judge(*fine, e("n2", "raft_leader", group="g", term=3, leader="n2")) == ("fine", [])
+    second = e("n3", "raft_leader", group="g", term=2, leader="n3")
+    assert judge(*fine, second) == ("violated", ["one leader per term"])
+
+
 def test_equal_views() -> None:
     e = Feed()
     fine = [e("n1", "view", epoch=4, online=["n1", "n2"]), e("n2", "view", epoch=4, online=["n2", "n1"])]

@@ -89,7 +89,9 @@ class RaftReplication:
     def _begin(self, view: View) -> None:
         if self._raft.begun or not view.founders:
             return
-        founders, me = view.founders[self._group.shard], self._group.name
+        shard, me = self._group.shard, self._group.name
+        # A node that was told of more shards than the cluster was born with has nobody to found them with.
+        founders = view.founders[shard] if shard < len(view.founders) else ()
         self._raft.begin(founders if me in founders else ())
         if founders[:1] == (me,):
             self._raft.campaign()

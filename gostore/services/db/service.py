@@ -11,14 +11,14 @@ from gostore.comm import Call, Endpoint, Reply, remote, service
 from gostore.config import NodeConfig
 from gostore.consensus.groups import Compaction, Groups
 from gostore.core.blocks import run_block
-from gostore.core.errors import BadRequest, GoStoreError, PolicyError, Unavailable
+from gostore.core.errors import BadRequest, ConfigError, GoStoreError, PolicyError, Unavailable
 from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_wire, read_from_wire
 from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
 from gostore.services.db.database import LINEARIZABLE, Database
 from gostore.services.db.primary_backup import PrimaryBackup
-from gostore.services.db.raft import RaftReplication
+from gostore.services.db.raft import GROUPS_FROM, RaftReplication
 from gostore.services.db.replication import Replication, together
 from gostore.services.db.router import Router, answer_by
 from gostore.services.db.shard import Shard, World
@@ -49,8 +49,9 @@ class Cluster(Protocol):
 class DbService:
     """Register it at the endpoint. ``database`` is the key-value interface for services of the same node.
 
-    Opening replays what the log holds; that needs no cluster. Raises ``Corrupt`` when it cannot be replayed, and
-    ``PolicyError`` for a policy in the slot ``replication`` that does not fit.
+    Opening replays what the log holds; that needs no cluster. Raises ``Corrupt`` when it cannot be replayed,
+    ``ConfigError`` when another policy wrote it, and ``PolicyError`` for a policy in the slot ``replication`` that does
+    not fit.
     """
 
     def __init__(
@@ -85,7 +86,18 @@ class DbService:
             compaction=Compaction(entries=config.db.snapshot_entries),
             value_size_bytes_max=config.db.value_size_bytes_max,
         )
+        self._check_disk(wal, config)
         self._shards = [Shard(world, number) for number in range(config.db.shards)]
+
+    def _check_disk(self, wal: Wal, config: NodeConfig) -> None:
+        """Raises ``ConfigError`` when the log holds what the other policy wrote: it would look like an empty db."""
+        mine = config.db.replication
+        for name, first in (("raft", GROUPS_FROM), ("primary_backup", 1)):
+            if name != mine and any(wal.last_index(first + shard) for shard in range(config.db.shards)):
+                raise ConfigError(
+                    f"db.replication = {mine!r}: the data of {self._env.name} were written by {name!r}; set that, or "
+                    "start with an empty data_dir"
+                )
 
     async def start(self) -> None:
         """Take part: from now on this node serves the shards that the view gives it."""

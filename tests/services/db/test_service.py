@@ -23,6 +23,7 @@ from gostore.core.blocks import Block
 from gostore.core.errors import (
     AlreadyExists,
     BadRequest,
+    ConfigError,
     Conflict,
     Forgotten,
     GoStoreError,
@@ -1008,6 +1009,23 @@ def test_a_minority_is_neither_needed_nor_believed() -> None:
         await cluster.converged()
 
     play(scenario)
+
+
+@pytest.mark.parametrize("replication", POLICIES)
+def test_a_node_does_not_start_on_what_the_other_policy_wrote(replication: str) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        await cluster.settled()
+        cluster.crash("n1")
+        cluster.settings["replication"] = next(name for name in POLICIES if name != replication)
+        task = cluster.world.restart("n1").task
+        assert task is not None
+        await until(task.done)
+        with pytest.raises(ConfigError, match=f"were written by '{replication}'"):
+            task.result()
+
+    with World(1) as world:
+        world.run(scenario(Cluster(world, 3, replication=replication)), timeout_s=60.0)
 
 
 def test_a_stale_read_needs_no_majority() -> None:
