@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -130,7 +131,8 @@ def _run_all(seeds: list[int], plan: Plan, jobs: int) -> Iterator[dict[str, Any]
         return
     todo = iter(seeds)
     # Spawned, not forked: a worker begins as any interpreter does, whatever this one has open.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as workers:
         running: dict[Future[dict[str, Any]], None] = {}
         try:
             while True:
@@ -143,6 +145,18 @@ def _run_all(seeds: list[int], plan: Plan, jobs: int) -> Iterator[dict[str, Any]
                     yield done.result()
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker holds both ends of the queue that it reads, so it would not notice that its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(slots=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +118,27 @@ def test_processes_give_what_one_gives(tmp_path: Path) -> None:
 def test_jobs_are_a_number() -> None:
     with pytest.raises(BadRequest, match="jobs = -1"):
         soak([1], SHORT, jobs=-1)
+
+
+SOAK = """
+import sys
+from gostore.experiments.soak import Plan, soak
+if __name__ == "__main__":
+    soak(range(1, 1000), Plan(3, 0.3, "none"), jobs=2, progress=lambda row: print(row["seed"], flush=True))
+"""
+
+
+def test_workers_end_with_whoever_started_them(tmp_path: Path) -> None:
+    """Also when it is killed and can tell nobody."""
+    program = tmp_path / "soak_program.py"
+    program.write_text(SOAK)
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline().strip().isdigit(), "they are at work"
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert len(workers) >= 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
