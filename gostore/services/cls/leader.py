@@ -27,8 +27,8 @@ BATCH_MAX: Final = 256
 HANDOVERS_MAX: Final = 3
 """How often one request may find that the leadership has just moved."""
 
-COMMIT_TIMEOUT_S: Final = 5.0
-"""An event that is not committed by then may still be: those who asked are told so."""
+COMMIT_TIMEOUT_S: Final = 3.0
+"""An event that is not committed by then may still be: those who asked are told so, before they stop waiting."""
 
 LAST_CALL_PERIODS: Final = 2
 """Those that were found dead get this long to answer. They make every declaration of a death wait so long."""
