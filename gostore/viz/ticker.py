@@ -130,7 +130,10 @@ def describe(
     return event.category, text
 
 
-_FREQUENT = ("conflict", "fs_write", "fs_delete", "repair_started", "repair_done", "shard_primary", "shard_synced")
+_FREQUENT = (
+    "conflict", "fs_write", "fs_delete", "repair_started", "repair_done", "shard_primary", "shard_synced",
+    "raft_leader", "raft_snapshot", "raft_configuration",
+)  # fmt: skip
 
 
 def _key(event: Event) -> tuple[tuple[Any, ...], float]:
@@ -206,6 +209,9 @@ _WORDS: Final[dict[str, _Words]] = {
     "conflict": lambda d, n, *_: f"{n} aborted a transaction: conflict on {d['container']}/{d['key']}",
     "shard_primary": lambda d, n, *_: f"{n} leads shard {d['shard']}, generation {d['generation']}",
     "shard_synced": lambda d, n, *_: f"{n} copied shard {d['shard']} from {d['source']}, {size(d['bytes'])}",
+    "raft_leader": lambda d, n, *_: f"{n} leads {d['group']}, term {d['term']}",
+    "raft_snapshot": lambda d, n, *_: f"{n} installed a snapshot of {d['group']}, {size(d['bytes'])}",
+    "raft_configuration": lambda d, *_: f"{d['group']} is held by {_plain(d['voters'])}",
     "fs_write": lambda d, *_: f"write {d['path']} v{d['version']}, {size(d['size'])} in {_ms(d['duration_s'])} ms",
     "fs_delete": lambda d, *_: f"delete {d['path']}, {d['entries']} entries",
     "repair_started": lambda d, n, *_: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",
