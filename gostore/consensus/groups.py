@@ -231,11 +231,15 @@ class Groups:
                 batch, self._unsynced, self._unsynced_size = self._unsynced, [], 0
                 try:
                     await self.wal.sync()
+                    self._statistics["syncs"] += 1
+                    self._synced(batch)
                 except GoStoreError as error:
                     self._fatal(f"the log cannot be synced: {error.message}")
                     return
-                self._statistics["syncs"] += 1
-                self._synced(batch)
+                except Exception as error:
+                    # Without this task nothing is ever acknowledged again.
+                    self._fatal(f"the groups cannot go on: {type(error).__name__}: {error}")
+                    raise
 
     def _synced(self, batch: list[_Unsynced]) -> None:
         now_s = self._loop.time()
