@@ -26,9 +26,8 @@ from gostore.consensus.group import Group
 from gostore.consensus.journal import BEGIN, Journal
 from gostore.consensus.leader import Leadership
 from gostore.consensus.log import RaftLog
-from gostore.consensus.messages import Heartbeat, Point
+from gostore.consensus.messages import Point
 from gostore.consensus.outbox import Outbox
-from gostore.consensus.progress import Progress
 from gostore.consensus.raft import Raft
 from gostore.core.errors import GoStoreError, Timeout
 from gostore.core.keyvalue import Committed, PointRead, RangeRead
@@ -137,10 +136,6 @@ def damaged_chunks(rng: random.Random, seconds: float) -> list[Step]:
     """Now and then a bit flips in a chunk."""
     times = sorted(round(rng.uniform(0.1, 0.9) * seconds, 3) for _ in range(12))
     return [Step(at_s, at_s, "damage", {"node": rng.choice(NODES), "number": rng.randrange(100)}) for at_s in times]
-
-
-stormy = dense("partition", "one_way", "loss", "kill", gap_s=(0.2, 0.6), lasting_s=(0.3, 1.5))
-"""Leaders are cut off or end while their last entries are on their way."""
 
 
 slow_turnover = dense("kill", "slow_disk", "loss", gap_s=(0.2, 0.6), lasting_s=(1.0, 3.0))
@@ -514,19 +509,6 @@ def own_log_not_synced() -> Any:
             original(self, now_s)
 
     return patch.object(Leadership, "advance", advance)
-
-
-@bug(
-    "consensus.leader",
-    "a heartbeat tells a follower the commit index, whether its log is known to match or not",
-    stormy,
-)
-def commit_beyond_match() -> Any:
-    def send(self: Leadership, name: str, progress: Progress, number: int, *, quiet: bool = False) -> None:
-        progress.told = self._log.committed
-        self._send(name, Heartbeat(self._term, progress.told, number, quiet))
-
-    return patch.object(Leadership, "_send_heartbeat", send)
 
 
 @bug("consensus.group", "a snapshot does not hold the configuration", dense("power_cut"))
