@@ -12,7 +12,8 @@ SEEDS = range(1, 101)
 ENOUGH = {
     "fault_kill": 30, "fault_power_cut": 30, "fault_loss": 20, "fault_duplicate": 20, "fault_reorder": 20,
     "fault_delay": 20, "fault_slow_disk": 20, "fault_skew": 20, "torn_tails": 5, "repairs": 20, "conflict": 50,
-    "suspect": 100, "refute": 100, "master": 100, "shard_synced": 20, "commit": 5_000, "operations": 5_000,
+    "suspect": 100, "refute": 100, "master": 100, "raft_leader": 500, "raft_snapshot": 100,
+    "raft_configuration": 500, "commit": 5_000, "operations": 5_000,
 }  # fmt: skip
 """A quiet run proves nothing: what must have happened at least so often in all of them."""
 
