@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo lab test lint types unit notebooks browser bench soak mutation clean
+.PHONY: help demo lab test lint types unit slow notebooks browser bench soak mutation clean
 
 help:
 	@echo 'make demo   store a real directory tree in five processes, kill one, read everything back'
 	@echo 'make lab    open JupyterLab on the first notebook'
 	@echo 'make test   everything that must hold (within 10 minutes on 2 cores)'
+	@echo 'make slow   more of the same: every planted bug is found again'
 	@echo 'make bench  the launch benchmark against dask'
 	@echo 'make soak   simulated runs with swarm faults on all processors; goes on where it stopped (SEEDS=1000 SECONDS=30)'
 	@echo 'make mutation  mutants of the pure cores: writes docs/mutation.md (an hour of one core; goes on where it stopped)'
@@ -31,7 +32,10 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev compiled
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not browser' tests
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not browser and not slow' tests
+
+slow: $(VENV)/.dev compiled
+	$(BIN)/pytest -n $(WORKERS) -m slow tests
 
 notebooks: $(VENV)/.dev compiled
 	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 120 notebooks labs

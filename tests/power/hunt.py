@@ -225,7 +225,7 @@ def table(found: dict[str, Found], tried: dict[str, int]) -> str:
         "same faults. Then its faults and its duration are made smaller while it still fails, and it is replayed: the",
         "same trace, twice.",
         "",
-        "`make test` runs every one of them again on its seed. This page is written by",
+        "`make slow` runs every one of them again on its seed, `make test` some. This page is written by",
         "",
         "    .venv/bin/python tests/power/hunt.py",
         "",

@@ -22,7 +22,13 @@ MORE_SEEDS = 12
 """Tried when the product has changed so much that a recorded seed is another run."""
 
 
-@pytest.mark.parametrize("name", FOUND)
+QUICK = 6
+"""Each so many-th bug is hunted in `make test`, all of them in `make slow`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if i % QUICK else []) for i, name in enumerate(FOUND)]
+)
 def test_a_planted_bug_is_found(name: str) -> None:
     found, bug = FOUND[name], BUGS[name]
     if hunt.run_with(bug, found.seed, found.seconds, hunt.steps_of(found)).violations:
@@ -33,6 +39,7 @@ def test_a_planted_bug_is_found(name: str) -> None:
     pytest.fail(f"{name} is not found on seed {found.seed} any more: run tests/power/hunt.py {name} --again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FOUND)[::SAMPLE])
 def test_without_the_bug_the_run_is_clean(name: str) -> None:
     found = FOUND[name]
