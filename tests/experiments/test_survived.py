@@ -34,5 +34,7 @@ def test_the_faults_that_are_survived(seed: int) -> None:
     run = run_seed(seed, seconds=8.0, profile="promised")
     assert run.violations == [], run.replay
     assert run.unknown == [], run.replay
+    assert run.coverage["operations"] > 20
+    assert run.coverage["commit"] > 20
     for mark, count in run.coverage.items():
         happened[mark] = happened.get(mark, 0) + count

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from gostore.cluster.view import View
 from gostore.comm import Reply
+from gostore.consensus import group
 from gostore.consensus.groups import Compaction, Groups
 from gostore.core.errors import PolicyError
 from gostore.core.slots import Slot, declare_slot
@@ -23,29 +24,8 @@ from gostore.env import Env
 from gostore.storage.wal import Wal
 
 
-class StateMachine(Protocol):
-    """What the log is for. All are synchronous: nothing else runs meanwhile."""
-
-    @property
-    def size_bytes(self) -> int:
-        """About what a snapshot weighs."""
-        ...
-
-    def apply(self, index: int, payload: bytes) -> Any:
-        """Execute a committed entry; returns the outcome for whoever proposed it."""
-        ...
-
-    def skip(self, index: int) -> None:
-        """A committed entry of the policy's own."""
-        ...
-
-    def snapshot(self) -> Iterator[bytes]:
-        """The state of this moment, in bounded pieces, whatever is applied meanwhile."""
-        ...
-
-    def restore(self, pieces: list[bytes]) -> None:
-        """Become the state of a snapshot; an empty list means the initial state."""
-        ...
+class StateMachine(group.StateMachine, Protocol):
+    """What the log is for, of a shard: the state machine of a group, and one thing more."""
 
     def serving(self) -> None:
         """This node has just become the one that serves the shard, with everything applied."""

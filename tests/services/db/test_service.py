@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -1180,7 +1181,8 @@ def test_the_same_seed_gives_the_same_run(seed: int) -> None:
             db = await begin(cluster)
             await asyncio.gather(*(db.commit([], [put(f"k{n}", n)]) for n in range(10)))
             cluster.crash("n1")
-            await db.commit([], [put("k", 1), put("l", 1)])
+            with contextlib.suppress(Conflict):  # a shard that has just lost its leader may refuse: the same each time
+                await db.commit([], [put("k", 1), put("l", 1)])
 
         with World(seed) as world:
             cluster = Cluster(world, 3)
