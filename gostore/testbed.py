@@ -40,8 +40,9 @@ STATUS_TIMEOUT_S: Final = 0.5
 WAIT_STATUS_TIMEOUT_S: Final = 1.0
 """The same where somebody waits; so much longer than asked for a wait may take."""
 
-POLL_S: Final = 0.05
-"""How long a waiting condition sleeps when no event wakes it. Events arrive at about this pace."""
+POLL_S: Final = (0.05, 0.4)
+"""How long a waiting condition sleeps when no event wakes it: from, half as long again each time, to. What takes long
+is asked for less often: every question is work for all nodes."""
 
 LOG_LINES: Final = 12
 """How much of a node's log an error shows."""
@@ -282,7 +283,7 @@ class Testbed(SyncTwins, ABC):
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        news = asyncio.Event()
+        news, poll_s = asyncio.Event(), POLL_S[0]
         # Not on every event: what a journal collects beyond the usual must not change when this looks.
         unsubscribe = self.events.subscribe(lambda event: news.set() if event.category in FOLLOWED else None)
         try:
@@ -297,10 +298,11 @@ class Testbed(SyncTwins, ABC):
                     why = self._policy_failure() or describe(missing)
                     raise Timeout(f"the cluster is not {what} after {timeout_s:g} s: {why}{end}")
                 try:
-                    async with asyncio.timeout_at(min(deadline_s, loop.time() + POLL_S)):
+                    async with asyncio.timeout_at(min(deadline_s, loop.time() + poll_s)):
                         await news.wait()
                 except TimeoutError:
                     pass
+                poll_s = min(1.5 * poll_s, POLL_S[1])
                 if self._look_gap_s:
                     await asyncio.sleep(self._look_gap_s)
         finally:

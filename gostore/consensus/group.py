@@ -30,6 +30,9 @@ from gostore.core.errors import GoStoreError, NotOwner, Timeout, Unavailable
 if TYPE_CHECKING:
     from gostore.consensus.groups import Groups
 
+EARLY_MAX: Final = 16
+"""Peers whose question for a vote is kept until the group begins here."""
+
 PROPOSALS_MAX: Final = 4096
 """Commands of one group that may wait for their commit at one node; more are refused as unavailable."""
 
@@ -100,6 +103,7 @@ class Group:
         self._changed = asyncio.Event()
         self._compacting = False
         self._installing_term = 0
+        self._early: dict[str, Vote] = {}
         self.snapshots_installed = 0
         if state := self.journal.take_state():
             machine.restore(state)
@@ -160,10 +164,20 @@ class Group:
         """Whether a learner may become a voter; false when this node does not lead."""
         return self.raft is not None and self.raft.caught_up(name)
 
+    @property
+    def quiet(self) -> bool:
+        """Everybody is up to date, and no timer runs."""
+        return self.raft is not None and self.raft.asleep
+
+    @property
+    def snapshot_index(self) -> int:
+        """Up to which the latest snapshot stands for the log."""
+        return self.journal.start.index
+
     def statistics(self) -> dict[str, Any]:
         """For views: as :meth:`Raft.statistics`, and ``snapshot``: the index of the latest one."""
         found = {} if self.raft is None else self.raft.statistics()
-        return {**found, "applied": self.applied, "snapshot": self.journal.start.index}
+        return {**found, "applied": self.applied, "snapshot": self.snapshot_index}
 
     # what is asked of it
 
@@ -177,6 +191,9 @@ class Group:
             self.journal.found(Configuration(tuple(founders)))
             self._start()
             self._groups.mark(self)
+            early, self._early = self._early, {}
+            for source, vote in early.items():
+                self.receive(source, vote)
 
     def _core(self) -> Raft:
         if self.raft is None:
@@ -307,9 +324,17 @@ class Group:
     # what the driver does
 
     def receive(self, source: str, message: Message) -> None:
-        """Raises ``Corrupt`` as :meth:`Raft.receive`."""
+        """Raises ``Corrupt`` as :meth:`Raft.receive`.
+
+        The first founder stands as soon as it knows of the group, which may be before the others do. Its question is
+        kept: if it were lost, the new group would be without a leader for an election time-out.
+        """
         raft = self.raft
-        if raft is None or (isinstance(message, Vote) and self._is_buried(raft)):
+        if raft is None:
+            if isinstance(message, Vote) and self.journal.empty and len(self._early) < EARLY_MAX:
+                self._early[source] = message
+            return
+        if isinstance(message, Vote) and self._is_buried(raft):
             return
         raft.receive(source, message, self._now_s())
         self._groups.mark(self)

@@ -123,6 +123,11 @@ class Raft:
         own_s = self._election_s if self._leading is None else self._leading.deadline_s
         return min(own_s, self._questions.deadline_s)
 
+    @property
+    def asleep(self) -> bool:
+        """The group is quiet, as far as this replica knows."""
+        return self.quiet if self._leading is None else self._leading.quiet
+
     def statistics(self) -> dict[str, Any]:
         """For views: role, term, leader, positions, members; of a leader also what it knows of each follower."""
         configuration, leading = self.configuration, self._leading
@@ -130,7 +135,7 @@ class Raft:
             "role": self.role,
             "term": self.term,
             "leader": self.leader,
-            "quiet": self.quiet if leading is None else leading.quiet,
+            "quiet": self.asleep,
             "start": self.log.start.index,
             "applied": self.log.applied,
             "committed": self.log.committed,

@@ -69,7 +69,8 @@ class Register:
 
 
 class Cluster:
-    """Nodes with nothing but a log and groups. ``groups``: how many; all are founded by ``founders``."""
+    """Nodes with nothing but a log and groups. ``count``: how many; all are founded by ``founders``, the ``late`` ones
+    of whom do not know it yet."""
 
     def __init__(
         self,
@@ -78,8 +79,10 @@ class Cluster:
         founders: tuple[str, ...] = NAMES,
         count: int = 1,
         compaction: Compaction | None = None,
+        late: tuple[str, ...] = (),
     ) -> None:
         self.world = world
+        self.late = late
         self.founders = founders
         self.count = count
         self.compaction = compaction
@@ -110,6 +113,8 @@ class Cluster:
         await groups.start()
         founder = node.name in self.founders
         for number, group in enumerate(opened):
+            if node.name in self.late:
+                continue
             group.begin(self.founders if founder else ())
             if founder and node.name == self.founders[number % len(self.founders)] and group.last.index == 0:
                 group.campaign()
@@ -187,6 +192,21 @@ def test_the_first_founder_leads_without_a_time_out(world: World) -> None:
         cluster.propose("n2", 6)
     assert caught.value.details["owner"] == "n1"
     assert [event.data["leader"] for event in cluster.events if event.kind == "raft_leader"] == ["n1"]
+
+
+def test_who_begins_late_has_not_missed_the_question_of_the_first_founder(world: World) -> None:
+    cluster = Cluster(world, late=("n2", "n3"))
+    world.run_until(lambda: len(cluster.running()) == 3, timeout_s=5.0)
+    world.run_for(0.05)
+    assert cluster.leader() is None
+
+    async def begin(name: str) -> None:
+        cluster.group(name).begin(cluster.founders)
+
+    for name in ("n2", "n3"):
+        world.run(begin(name), on=name)
+    assert cluster.wait_leader() == "n1"
+    assert world.now < TUNABLES.election_timeout_s
 
 
 def test_many_groups_share_syncs_and_messages(world: World) -> None:

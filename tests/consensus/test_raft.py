@@ -581,6 +581,73 @@ def test_a_read_waits_for_a_round_that_began_after_it() -> None:
     assert bench.reads == [ReadState(1, 1)]
 
 
+def test_reads_that_come_while_a_round_is_on_its_way_share_the_next() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.settle()
+    bench.raft.read(1, NOW)
+    [(_, first), _] = kinds(bench.take(), Heartbeat)
+    bench.raft.read(2, NOW)
+    assert kinds(bench.take(), Heartbeat) == []
+    bench.raft.read(3, NOW)
+    beats = kinds(bench.receive("n2", HeartbeatReply(1, first.round)), Heartbeat)
+    assert [to for to, _ in beats] == ["n2", "n3"]
+    assert bench.reads == [ReadState(1, 1)]
+    bench.receive("n3", HeartbeatReply(1, first.round))
+    assert bench.reads == [ReadState(1, 1)]
+    bench.receive("n3", HeartbeatReply(1, beats[0][1].round))
+    assert bench.reads[1:] == [ReadState(2, 1), ReadState(3, 1)]
+
+
+def test_a_round_that_is_lost_is_made_up_for_by_the_next_heartbeat() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.settle()
+    bench.raft.read(1, NOW)
+    bench.take()
+    bench.raft.read(2, NOW)
+    bench.take()
+    [(_, beat), _] = kinds(bench.at(NOW + 0.25), Heartbeat)
+    bench.receive("n2", HeartbeatReply(1, beat.round))
+    assert bench.reads == [ReadState(1, 1), ReadState(2, 1)]
+
+
+def test_a_commit_is_told_with_the_next_append_or_heartbeat() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.settle()
+    bench.raft.propose([b"a"], NOW)
+    bench.take()
+    assert bench.receive("n2", AppendReply(1, 2)) == []
+    bench.raft.propose([b"b"], NOW)
+    assert [message.commit for _, message in kinds(bench.take(), Append)] == [2, 2]
+    bench.receive("n2", AppendReply(1, 3))
+    assert dict(kinds(bench.at(NOW + 0.25), Heartbeat))["n2"].commit == 3
+
+
+def test_a_follower_that_reads_is_told_of_the_commit_at_once() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.settle()
+    [(_, beat), _] = kinds(bench.receive("n2", ReadRequest(1, 7)), Heartbeat)
+    bench.raft.propose([b"a"], NOW)
+    bench.take()
+    bench.receive("n2", AppendReply(1, 2))
+    bench.receive("n3", HeartbeatReply(1, beat.round))
+    [(_, beat), _] = kinds(bench.receive("n2", ReadRequest(1, 8)), Heartbeat)
+    assert beat.commit == 2
+    bench.raft.propose([b"b"], NOW)
+    bench.take()
+    bench.receive("n3", AppendReply(1, 3))
+    bench.receive("n2", ReadRequest(1, 9))
+    [(_, beat), _] = kinds(bench.receive("n3", HeartbeatReply(1, beat.round)), Heartbeat)
+    bench.receive("n2", AppendReply(1, 3))
+    assert bench.receive("n3", HeartbeatReply(1, beat.round)) == [
+        ("n2", Heartbeat(1, 3)),
+        ("n2", ReadReply(1, 9, 3)),
+    ]
+
+
 def test_a_forwarded_read_waits_until_it_is_applied_or_fails() -> None:
     bench = Bench()
     bench.receive("n2", Append(1, ORIGIN, (entry(1, 1),), 0))

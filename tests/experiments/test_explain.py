@@ -35,7 +35,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forgetful")
 def test_what_led_to_a_violation(tmp_path: Path) -> None:
-    run = run_seed(2, seconds=4.0, profile="none", schedule=SCHEDULE)
+    run = run_seed(6, seconds=4.0, profile="none", schedule=SCHEDULE)
     assert run.violations
     said: list[str] = []
     found = explain(Token.of(run, drawn=False), progress=said.append)

@@ -43,6 +43,12 @@ class Part(Protocol):
     def statistics(self) -> dict[str, Any]: ...
 
 
+class Database(Part, Protocol):
+    """``counters``: of its statistics those that cost nothing, ``commits`` and ``conflicts`` among them."""
+
+    def counters(self) -> dict[str, int]: ...
+
+
 class Locator(Protocol):
     """What is needed of fs to show a file's replicas."""
 
@@ -64,7 +70,7 @@ class AdminService:
         config: NodeConfig,
         *,
         membership: Membership,
-        db: Part,
+        db: Database,
         fs: Part,
         locator: Locator,
         storage: dict[str, Storage],
@@ -127,7 +133,7 @@ class AdminService:
         return self._membership.unsettled()
 
     def _counters(self) -> dict[str, Any]:
-        cls, db, comm = self._membership.statistics(), self._db.statistics(), self._endpoint.statistics()
+        cls, db, comm = self._membership.statistics(), self._db.counters(), self._endpoint.statistics()
 
         def total(prefix: str) -> int:
             return sum(count for what, count in comm.items() if what.startswith(prefix))
@@ -141,8 +147,8 @@ class AdminService:
             "bytes_sent": total("sent_bytes_"),
             "bytes_received": total("received_bytes_"),
             "gossip": cls.get("messages", 0),
-            "commits": db.get("commits", 0),
-            "conflicts": db.get("conflicts", 0),
+            "commits": db["commits"],
+            "conflicts": db["conflicts"],
         }
         for part, storage in self._storage.items():
             if part == "wal":

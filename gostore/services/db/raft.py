@@ -292,15 +292,15 @@ class RaftReplication:
 
     def status(self) -> ShardStatus:
         raft, role, planned = self._raft, self.role, self._planned()
-        configuration, figures = raft.configuration, raft.statistics()
+        configuration = raft.configuration
         settled = raft.settled and not configuration.learners and sorted(configuration.voters) == sorted(planned)
         details = {
             "leader": raft.leader,
             "role_in_term": raft.status.role,
-            "quiet": bool(figures.get("quiet")),
+            "quiet": raft.quiet,
             "learners": list(configuration.learners),
             "outgoing": list(configuration.outgoing),
-            "snapshot": figures["snapshot"],
+            "snapshot": raft.snapshot_index,
         }
         if role == "recovering":
             details["obstacle"] = "its first entry is not committed yet"

@@ -331,13 +331,19 @@ class DbService:
                 unsettled.append(f"still holds shard {status.shard}")
         return {"leads": leads, "holds": holds, "unsettled": unsettled}
 
-    def statistics(self) -> dict[str, int]:
-        """Counters since the start (``commits``, ``conflicts``: decided here as a primary), and what there is now."""
-        statuses = [shard.status() for shard in self._shards]
+    def counters(self) -> dict[str, int]:
+        """Since the start. ``commits``, ``conflicts``: decided here as a primary."""
         return {
             "commits": sum(shard.commits for shard in self._shards),
             "conflicts": sum(shard.conflicts for shard in self._shards),
             "retries": self._router.retries,
+        }
+
+    def statistics(self) -> dict[str, int]:
+        """The counters, and what there is now."""
+        statuses = [shard.status() for shard in self._shards]
+        return {
+            **self.counters(),
             "shards_primary": sum(status.role == "primary" for status in statuses),
             "shards_held": sum(status.role != "idle" for status in statuses),
             **{

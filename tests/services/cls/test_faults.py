@@ -246,4 +246,6 @@ def test_without_majorities_every_partition_forks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "gostore.consensus.configuration._majority", lambda voters, numbers: max(numbers.values(), default=0)
     )
-    assert sum(storm(seed).forks for seed in SEEDS) > 2 * len(SEEDS)
+    forks = [storm(seed).forks for seed in range(32)]
+    assert sum(forks) > len(forks)
+    assert sum(map(bool, forks)) > len(forks) // 2
