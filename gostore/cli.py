@@ -393,8 +393,12 @@ def sim(
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["launch", "sim"]))
-@click.option("--vs", default="", help="Peers to run beside us, with commas between them (launch).")
+@click.argument("what", type=click.Choice(["launch", "sim", "db"]))
+@click.option(
+    "--vs",
+    default="",
+    help="Peers to run beside us, with commas between them (launch: dask; db: etcd, redis, pysyncobj).",
+)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
 @json_option
 @command
@@ -409,6 +413,10 @@ def bench(what: str, vs: str, rounds: int, as_json: bool) -> None:
                 f"--vs {vs}: no peer simulates this node; `bench sim` compares with the targets it was set"
             )
         cases = bench_sim(rounds=rounds, progress=say)
+    elif what == "db":
+        from gostore.experiments.bench_db import bench_db
+
+        cases = bench_db(peers, rounds=rounds, progress=say)
     else:
         from gostore.experiments.bench_launch import bench_launch
 
