@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gostore.check import (
@@ -61,24 +62,41 @@ def judge(cluster: SimCluster, run: Run, workload: Workload | None) -> None:
     for event in cluster.events:
         if event.kind == "task_failed":
             run.violations.append(f"{event.node}: task {event.data['task']} failed: {event.data['error']}")
-    if workload is None:
-        return
-    run.violations.extend(workload.totals.wrong)
-    run.violations.extend(_counters(workload))
-    run.violations.extend(_run_again(cluster.events, workload))
+    if workload is not None:
+        run.violations.extend(_run_again(cluster.events, workload))
+        told = judge_clients(workload)
+        run.violations.extend(told.violations)
+        run.unknown.extend(told.unknown)
+        if run.focus is None:
+            run.focus = told.focus_s
+
+
+@dataclass(slots=True)
+class Told:
+    """What is wrong with what clients were told; ``focus_s``: when the first of them was told what cannot be."""
+
+    violations: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    focus_s: float | None = None
+
+
+def judge_clients(workload: Workload) -> Told:
+    """The checks that need nothing but the answers: in any world."""
+    told = Told([*workload.totals.wrong, *_counters(workload)])
     for what, history in (("registers", workload.registers), ("files", workload.files)):
         verdict = check_linearizable(history)
         if verdict.verdict is Verdict.NOT:
-            run.violations.append(f"{what}: {verdict.text()}")
-            if run.focus is None:
-                run.focus = _told_s(verdict)
+            told.violations.append(f"{what}: {verdict.text()}")
+            if told.focus_s is None:
+                told.focus_s = _told_s(verdict)
         elif verdict.verdict is Verdict.UNKNOWN:
-            run.unknown.append(f"{what}: {verdict.text()}")
+            told.unknown.append(f"{what}: {verdict.text()}")
     serializable = check_serializable(workload.transactions(), strict=True)
     if serializable.verdict is Serializable.NOT:
-        run.violations.append(f"cells: {serializable.text()}")
+        told.violations.append(f"cells: {serializable.text()}")
     elif serializable.verdict is Serializable.UNKNOWN:
-        run.unknown.append(f"cells: {serializable.text()}")
+        told.unknown.append(f"cells: {serializable.text()}")
+    return told
 
 
 def _told_s(verdict: Linearizability) -> float | None:

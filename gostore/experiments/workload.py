@@ -116,11 +116,11 @@ class Workload:
             for number in range(ACCOUNTS):
                 transaction.set("accounts", f"a{number}", BALANCE)
 
-    async def run(self, seconds: float) -> None:
-        """``CLIENTS`` at work at the same time, for ``seconds``."""
+    async def run(self, seconds: float, clients: int = CLIENTS) -> None:
+        """So many clients at work at the same time, for ``seconds``."""
         stop_s = asyncio.get_running_loop().time() + seconds
         async with asyncio.TaskGroup() as group:
-            for number in range(CLIENTS):
+            for number in range(clients):
                 group.create_task(self._client(f"c{number}", stop_s))
 
     async def _client(self, name: str, stop_s: float) -> None:
