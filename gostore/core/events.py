@@ -158,6 +158,15 @@ SCHEMA: Final[dict[str, tuple[str, str, dict[str, tuple[str, str]]]]] = {
             "index": ("number", "of the entry in the shard's log"),
         },
     ),
+    "transaction_recovered": (
+        "db",
+        "A coordinator has ended a transaction across shards whose driver is gone: a predecessor's, or its own before.",
+        {
+            "shard": ("number", "that coordinates it"),
+            "transaction": ("name", "of the transaction"),
+            "outcome": ("word", "commit, if that had been decided, or abort"),
+        },
+    ),
     "conflict": (
         "db",
         "A transaction was refused: what it had read has changed.",

@@ -266,6 +266,7 @@ def coverage(cluster: SimCluster, nemesis: Nemesis, workload: Workload | None) -
         "raft_leader",
         "raft_snapshot",
         "raft_configuration",
+        "transaction_recovered",
     ):
         marks[kind] = kinds.get(kind, 0)
     return marks | (describe(workload) if workload is not None else {})

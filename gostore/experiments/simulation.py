@@ -43,6 +43,8 @@ class Run:
     wall_s: float = 0.0
     events: int = 0
     trace_sha256: str = ""
+    progress_s: float = 0.0
+    """From the heal until a write was acknowledged in every shard; ``settled_s``: until nothing was left to do."""
     settled_s: float = 0.0
     violations: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -157,10 +159,18 @@ def _perform(cluster: SimCluster, run: Run, categories: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         workload = Workload(cluster, rng, loop.time)
         await workload.prepare()
+        healed_s = 0.0
+
+        async def faults_and_heal() -> None:
+            nonlocal healed_s
+            await nemesis.run(run.seconds)
+            healed_s = loop.time()
+            await workload.progress()
+            run.progress_s = loop.time() - healed_s
+
         async with asyncio.TaskGroup() as group:
-            group.create_task(nemesis.run(run.seconds))
+            group.create_task(faults_and_heal())
             group.create_task(workload.run(run.seconds))
-        healed_s = loop.time()
         await cluster.wait_settled(SETTLE_S)
         run.settled_s = loop.time() - healed_s
         run.violations.extend(await converge(cluster))

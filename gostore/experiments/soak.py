@@ -42,6 +42,7 @@ def run_one(seed: int, plan: Plan) -> dict[str, Any]:
     return {
         "commit": commit(), "code": code(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
         **run.to_dict(), "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
+        "progress_s": round(run.progress_s, 3),
         "token": "" if run.fine else str(Token.of(run, drawn=True)),
     }  # fmt: skip
 

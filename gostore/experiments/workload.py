@@ -11,6 +11,7 @@ part            what the clients do                           what is judged
                 half of the objects are in one shard
 accounts        transfers, and sums over all                  the sum stays, and no balance falls below 0
 counters        blind additions                               what was acknowledged was added once, no more
+pulse           one write in every shard, after the heal      how long that takes: progress
 ==============  ============================================  ====================================================
 
 Every value that is written to a register or a file is unique, so that a read tells exactly which write it saw; deleting
@@ -29,6 +30,7 @@ from typing import Any, Final
 
 from gostore.check import Access, History, Outcome, Transaction
 from gostore.client.objects import TransactionHandle
+from gostore.cluster.ring import token_of
 from gostore.core.errors import Conflict, GoStoreError, NotEmpty, NotFound
 from gostore.core.keyvalue import prefix_end
 from gostore.core.ports import Rng
@@ -109,7 +111,7 @@ class Workload:
     async def prepare(self) -> None:
         """The containers and accounts; before any fault."""
         db = self._testbed.db
-        for container in ("registers", "accounts", "counters"):
+        for container in ("registers", "accounts", "counters", "pulse"):
             await db.create_container(container)
         await db.create_container("cells", separator="/")
         async with db.transaction() as transaction:
@@ -296,6 +298,19 @@ class Workload:
             pass  # it is not there, and at some moment of this call it was not
 
     # the end
+
+    async def progress(self) -> None:
+        """Until a write was acknowledged in every shard. Raises what a write raises."""
+        db, status = self._testbed.db, await self._testbed.call(next(iter(self._testbed.nodes)), "admin", "status")
+        shards = status["shard_count"]
+        keys: dict[int, str] = {}
+        number = 0
+        while len(keys) < shards:
+            keys.setdefault(token_of(f"{number}".encode()) * shards >> 64, f"{number}")
+            number += 1
+        async with asyncio.TaskGroup() as group:
+            for key in keys.values():
+                group.create_task(db.set("pulse", key, 1))
 
     async def read_all(self) -> None:
         """Read everything once more, when all is quiet: the end of every history. Raises what a read raises."""

@@ -354,6 +354,7 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "raft_leader": lambda d: f"leads {d['group']}, term {d['term']}",
     "raft_snapshot": lambda d: f"snapshot of {d['group']}, index {d['index']}, {size(d['bytes'])}",
     "raft_configuration": lambda d: f"members of {d['group']}, index {d['index']}: {_list(d['voters'])}",
+    "transaction_recovered": lambda d: f"{d['outcome']} of {d['transaction']}, which its coordinator left",
     "wal_sync": lambda d: f"sync of {plural(d['records'], 'record')}, {d['duration_s'] * 1000:.1f} ms",
     "fs_write": lambda d: f"wrote {d['path']}, {size(d['size'])}",
     "fault": lambda d: " ".join([str(d["fault"]), *_arguments(d["arguments"])]),

@@ -132,7 +132,7 @@ def describe(
 
 _FREQUENT = (
     "conflict", "fs_write", "fs_delete", "repair_started", "repair_done", "shard_primary", "shard_synced",
-    "raft_leader", "raft_snapshot", "raft_configuration",
+    "raft_leader", "raft_snapshot", "raft_configuration", "transaction_recovered",
 )  # fmt: skip
 
 
@@ -212,6 +212,9 @@ _WORDS: Final[dict[str, _Words]] = {
     "raft_leader": lambda d, n, *_: f"{n} leads {d['group']}, term {d['term']}",
     "raft_snapshot": lambda d, n, *_: f"{n} installed a snapshot of {d['group']}, {size(d['bytes'])}",
     "raft_configuration": lambda d, *_: f"{d['group']} is held by {_plain(d['voters'])}",
+    "transaction_recovered": lambda d, n, *_: (
+        f"{n} ends a transaction that its coordinator left, shard {d['shard']}: {d['outcome']}"
+    ),
     "fs_write": lambda d, *_: f"write {d['path']} v{d['version']}, {size(d['size'])} in {_ms(d['duration_s'])} ms",
     "fs_delete": lambda d, *_: f"delete {d['path']}, {d['entries']} entries",
     "repair_started": lambda d, n, *_: f"{n} repairs {plural(d['missing'], 'chunk')}, epoch {d['epoch']}",

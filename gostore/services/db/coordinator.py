@@ -158,6 +158,7 @@ class Coordinator:
         """This node has become the primary: end what its predecessor left."""
         for transaction, entry in self._shard.machine.coordinated.items():
             if entry.committed is not None:
+                self._recovered(transaction, entry.committed)
                 self._finish(transaction)
             elif transaction not in self._driven:
                 self._env.tasks.start(self._abandon(transaction), name=f"db-abort-{self._shard.number}")
@@ -166,12 +167,29 @@ class Coordinator:
     async def _abandon(self, transaction: str) -> None:
         """Abort a transaction whose driver is gone."""
         try:
-            await self._shard.propose(["decide", transaction, False], self._now() + DECIDE_TIMEOUT_S)
+            await self._decide_undriven(transaction, self._now() + DECIDE_TIMEOUT_S)
         except GoStoreError as error:
             self._env.log.info("%s is still pending: %s", transaction, error.message)
             return  # whoever serves next begins again; a participant in doubt may ask before
         if transaction in self._shard.machine.coordinated and self._shard.replication.role == "primary":
             self._finish(transaction)
+
+    async def _decide_undriven(self, transaction: str, deadline_s: float) -> Outcome:
+        """Abort what is not decided yet; what stands."""
+        entry = self._shard.machine.coordinated.get(transaction)
+        pending = entry is not None and entry.committed is None
+        outcome = await self._shard.propose(["decide", transaction, False], deadline_s)
+        if pending:
+            self._recovered(transaction, outcome[1])
+        return outcome
+
+    def _recovered(self, transaction: str, committed: bool) -> None:
+        self._env.events.publish(
+            "transaction_recovered",
+            shard=self._shard.number,
+            transaction=transaction,
+            outcome="commit" if committed else "abort",
+        )
 
     def _finish(self, transaction: str) -> asyncio.Task[dict[int, int]]:
         """Tell the decision to all shards until each has executed it, then forget it. Once at a time."""
@@ -223,7 +241,7 @@ class Coordinator:
         """For a participant in doubt: ["pending"] while it is driven, else ["decided", commit, index], from the log."""
         if transaction in self._driven:
             return ["pending"]
-        outcome = await self._shard.propose(["decide", transaction, False], deadline_s)
+        outcome = await self._decide_undriven(transaction, deadline_s)
         if transaction in self._shard.machine.coordinated:
             self._finish(transaction)
         return outcome

@@ -34,6 +34,7 @@ from gostore.core.errors import (
     Unavailable,
     WrongType,
 )
+from gostore.core.events import Event
 from gostore.core.keyvalue import Committed, Page, PointRead, RequestId, Versioned, Write
 from gostore.core.transaction import Transaction, transact
 from gostore.core.values import pack
@@ -915,6 +916,10 @@ def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch,
         coordinating = cluster.primary(0)
         client = next(name for name in cluster.names if name != coordinating)
         reached: list[bool] = []
+        seen: list[Event] = []
+        for node in cluster.names:
+            if node != coordinating:
+                cluster.world.nodes[node].env.events.subscribe(seen.append)
         cut = coordinator.Coordinator._tell if when == "after" else coordinator.Coordinator._prepare_all
 
         async def stuck(self: Any, *args: Any) -> Any:
@@ -947,6 +952,8 @@ def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch,
         await until(lambda: all(cluster.services[n].statistics()["prepared"] == 0 for n in cluster.running))
         await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.running))
         await cluster.db(client).commit([], [put(key, "again") for key in keys])
+        recovered = [event.data["outcome"] for event in seen if event.kind == "transaction_recovered"]
+        assert recovered == ["commit" if happened else "abort"]
 
     play(scenario, nodes=4, replication=replication)
 
