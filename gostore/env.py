@@ -15,9 +15,10 @@ import random
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from gostore.core.errors import ConfigError
@@ -184,6 +185,51 @@ class RealFile:
         return self._descriptor
 
 
+class Worker:
+    """A thread that makes one call after the other.
+
+    An executor does the same in 130 us for each call instead of 45, and three times the processor time: its futures are
+    made for more than one waiting loop. A commit waits for a sync, so it waits for this.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[Any], None], Any, Callable[[Exception | None], object]] | None]
+        self._calls = SimpleQueue()
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, function: Callable[[Any], None], argument: Any, done: Callable[[Exception | None], object]
+    ) -> None:
+        """Make the call behind all others; ``done`` is told on the thread how it ended."""
+        self._calls.put((function, argument, done))
+
+    def shutdown(self) -> None:
+        """Return when all calls have been made."""
+        self._calls.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, argument, done = call
+            error: Exception | None = None
+            try:
+                function(argument)
+            except Exception as caught:
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop that waited is closed
+                done(error)
+
+
+def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
 class RealDisk:
     """One directory of the real file system, locked for one node.
 
@@ -195,7 +241,7 @@ class RealDisk:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
         self._files: dict[RealFile, None] = {}
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker: Worker | None = None
         _make_durably(self.root)
         self._lock = _lock(self.root)
 
@@ -236,27 +282,30 @@ class RealDisk:
         for file in tuple(self._files):
             file.close()
         if self._worker is not None:
-            self._worker.shutdown(wait=True)
+            self._worker.shutdown()
         os.close(self._lock)
         self._lock = -1
 
     async def on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
         """Run a call that waits for the medium on the disk's one thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread(), function, argument)
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._thread().submit(function, argument, lambda error: loop.call_soon_threadsafe(_resolve, future, error))
+        await future
 
     def release(self, file: RealFile, descriptor: int, *, busy: bool) -> None:
         """Close a file's descriptor; behind its syncs when some are ``busy``, as its number would be used again."""
         self._files.pop(file, None)
         if busy:
-            self._thread().submit(os.close, descriptor)
+            self._thread().submit(os.close, descriptor, lambda error: None)
         else:
             os.close(descriptor)
 
-    def _thread(self) -> ThreadPoolExecutor:
+    def _thread(self) -> Worker:
         if self._lock < 0:
             raise OSError(errno.EBADF, "the disk is closed", str(self.root))
         if self._worker is None:
-            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gostore-disk")
+            self._worker = Worker("gostore-disk")
         return self._worker
 
     def _path(self, name: str) -> Path:
