@@ -51,6 +51,9 @@ CLIENTS: Final = 4
 PAUSE_S: Final = (0.01, 0.3)
 """Between two operations of one client. Shorter: more load, and more work for the checks."""
 
+THINK_S: Final = (0.005, 0.15)
+"""Between what half of the transactions on the cells read and their commit: what comes between is what they are for."""
+
 LAST_ATTEMPTS_MAX: Final = 8
 LAST_PAUSE_S: Final = 0.5
 """How often, and how far apart, the transactions that read everything at the end are tried."""
@@ -209,6 +212,8 @@ class Workload:
         try:
             async with self._testbed.db.transaction() as transaction:
                 await self._read_cells(transaction, attempt, keys)
+                if self._rng.random() < 0.5:
+                    await asyncio.sleep(self._rng.uniform(*THINK_S))
                 for key in written:
                     attempt.writes[key] = attempt.reads[key][0] + 1
                     transaction.set("cells", key, [attempt.writes[key], attempt.number])

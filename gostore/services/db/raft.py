@@ -270,12 +270,15 @@ class RaftReplication:
         raft, last = self._raft, self._raft.last
         try:
             reply = await self._group.send(name, ["members"], b"", ASK_TIMEOUT_S)
-            _, term, members = reply.value
         except GoStoreError as error:
             self._group.env.log.debug("shard %d is kept: %s", self._group.shard, error.message)
             return False
-        current = term >= raft.status.term and raft.last == last
-        return current and bool(members) and self._group.name not in members
+        match reply.value:
+            case [_, int(term), [*members]]:
+                current = term >= raft.status.term and raft.last == last
+                return current and bool(members) and self._group.name not in members
+        self._group.env.log.warning("%s answers what is no list of members: %.100r", name, reply.value)
+        return False
 
     # what others see
 
