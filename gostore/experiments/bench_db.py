@@ -5,6 +5,8 @@ Three members each, one consensus group, 64-byte values, and clients in processe
 stores, so that all meet the same noise. How often a store syncs is read from its own counters before and after, and
 stands beside the figures: to check it, ``strace -f -c -e trace=fsync,fdatasync -p PID``.
 
+*Recovery* of a million entries: :mod:`gostore.experiments.bench_recovery`.
+
 *etcd* promises what we do. *Redis* (one server, ``appendfsync always``) and *PySyncObj* (a tick of 1 ms, syncs nothing)
 promise less and stand there for orientation. A peer that is not there is skipped with what to install.
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from gostore.core.errors import BadRequest, NotSupported, Timeout, Unavailable
+from gostore.experiments.bench_recovery import recovery_s
 from gostore.experiments.load import fields
 
 Case = dict[str, Any]
@@ -40,6 +43,8 @@ OPERATIONS: Final = ("put", "get")
 SECONDS: Final = 4.0
 KEYS: Final = 1_000
 VALUE_SIZE_BYTES: Final = 64
+ENTRIES: Final = 1_000_000
+RECOVERY_S_MAX: Final = 20.0
 START_TIMEOUT_S: Final = 60.0
 
 TARGETS: Final[dict[tuple[int, str], float]] = {(64, "put"): 1.5, (64, "get"): 1.5, (1, "put"): 1.0, (1, "get"): 1.0}
@@ -211,13 +216,31 @@ def bench_db(peers: Sequence[str], *, rounds: int, progress: Callable[[str], Non
                             f"{result['rate']:,.0f}/s, p50 {result['p50_ms']:.2f} ms, p99 {result['p99_ms']:.2f} ms"
                             f"{synced}"
                         )
-    return [_case(rates, store.name, clients, operation) for clients in CLIENTS for operation in OPERATIONS
-            for store in stores[1:] or stores if operation in store.operations]  # fmt: skip
+    cases = [
+        _case(rates, store.name, clients, operation)
+        for clients in CLIENTS
+        for operation in OPERATIONS
+        for store in stores[1:] or stores
+        if operation in store.operations
+    ]
+    progress(f"now the recovery of {ENTRIES:,} entries")
+    seconds = recovery_s(ENTRIES)
+    cases.append(
+        {
+            "name": f"recovery, {ENTRIES:,} entries", "unit": "s", "ours": round(seconds, 1), "peer": RECOVERY_S_MAX,
+            "peer_name": "target", "ratio": round(RECOVERY_S_MAX / seconds, 2),
+        }
+    )  # fmt: skip
+    return cases
 
 
 def _case(rates: dict[tuple[str, int, str], list[float]], peer: str, clients: int, operation: str) -> Case:
     ours = statistics.median(rates["gostore", clients, operation])
-    case: Case = {"name": f"{operation}s, {clients} clients", "unit": "1/s", "ours": round(ours)}
+    case: Case = {
+        "name": f"{operation}, {clients} client{'s' if clients > 1 else ''}",
+        "unit": "1/s",
+        "ours": round(ours),
+    }
     if peer == "gostore":
         return {**case, "peer": None, "peer_name": None, "ratio": None}
     theirs = statistics.median(rates[peer, clients, operation])
