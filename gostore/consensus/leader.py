@@ -468,6 +468,10 @@ class Leadership:
             if progress.leaving and (told or now_s >= progress.leave_s):
                 del self.progress[name]
 
+    def forget(self, name: str) -> None:
+        """One that is no member knows that it is none."""
+        self.progress.pop(name, None)
+
     def _has_quorum(self, now_s: float) -> bool:
         since_s = now_s - self._tunables.election_timeout_s
         heard = {name: progress.heard_s > since_s for name, progress in self.progress.items()}

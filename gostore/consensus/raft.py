@@ -9,7 +9,7 @@ and note what is to be done; :meth:`Raft.ready` hands the work out; nothing is a
 *Terms and votes* are here, with the follower's side of everything; what a leader does is in :mod:`.leader`. A replica
 that hears nothing for its time-out first asks whether it would win (*pre-vote*, thesis 9.6), and only then raises its
 term, so that one that was cut off does not depose anybody when it comes back. Whoever heard of a leader within an
-election time-out grants nothing (*stickiness*, thesis 4.2.3), unless the leader itself has handed over.
+election time-out grants nothing (*stickiness*, thesis 4.2.3), unless the leader itself has handed over, or asks.
 
 *The log of a follower* (5.3). What does not fit is rejected with a hint by which the leader steps back by whole terms.
 What contradicts a committed entry can only come from a bug or a lost disk: it raises ``Corrupt``.
@@ -362,10 +362,22 @@ class Raft:
         if isinstance(message, Vote):
             self._on_vote(source, message, now_s)
             return
+        if isinstance(message, Stale) and source not in self.configuration.members:
+            # One that was removed and has forgotten its log counts terms of its own: it deposes nobody.
+            if self._leading is not None:
+                self._leading.forget(source)
+            return
         if message.term > self.term:
             # A granted pre-vote speaks of the term that would be.
             if not (isinstance(message, VoteReply) and message.pre and message.granted):
+                # It asks for a term that had begun elsewhere, or leads one that is over. Who asks at once for the next
+                # one spares the group a time-out; if somebody leads already, he is refused.
+                again = isinstance(message, VoteReply) and message.pre and self.role == PRECANDIDATE
+                again = again or (isinstance(message, Stale) and self.role == LEADER)
                 self._follow(message.term, None, now_s)
+                if again and self.log.may_stand(self.name):
+                    self._stand(now_s)
+                    return
         elif message.term < self.term:
             # A leader of an old term must learn that it is one; this is also what frees a candidate that ran alone.
             if isinstance(message, Append | Heartbeat | Chunk):
@@ -400,7 +412,7 @@ class Raft:
         self._settle(now_s)
 
     def _on_vote(self, source: str, vote: Vote, now_s: float) -> None:
-        if not vote.transfer and self._protects_leader(now_s):
+        if not vote.transfer and source != self.leader and self._protects_leader(now_s):
             self._send(source, VoteReply(self.term, False, vote.pre))
             if source in self.configuration.members:
                 # It may be right that the leader is gone. One who was removed is not listened to.

@@ -25,7 +25,7 @@ ATTEMPT_S: Final = (1.0, 4.0)
 """For one attempt at a primary that may be dead: from, doubling, to. It waits in vain at most so long; an attempt that
 was only slow costs nothing but a message, because requests carry their ids."""
 
-PAUSE_S: Final = (0.01, 0.5)
+PAUSE_S: Final = (0.01, 0.25)
 """After an attempt that failed: from, doubling, to; a new view ends it."""
 
 HOPS_MAX: Final = 3
