@@ -44,7 +44,9 @@ from gostore.sim.world import SimNode, World
 from gostore.storage import Wal
 
 WAIT_S = 60.0
-POLICIES = ("raft", "primary_backup")
+ONE_LOG = ("raft", "primary_backup")
+"""Policies in which all replicas have one log, so that transactions are what they should be."""
+POLICIES = (*ONE_LOG, "quorum")
 
 
 class Membership:
@@ -533,7 +535,7 @@ async def isolate(cluster: Cluster, victim: str, rng: Any) -> None:
     cluster.set_states(**{victim: NodeState.ONLINE})
 
 
-@pytest.mark.parametrize("replication", POLICIES)
+@pytest.mark.parametrize("replication", ONE_LOG)
 @pytest.mark.parametrize("seed", range(3))
 def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int, replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
@@ -829,7 +831,7 @@ def test_a_repeated_request_is_applied_once_across_primaries() -> None:
 # transactions across shards
 
 
-@pytest.mark.parametrize("replication", POLICIES)
+@pytest.mark.parametrize("replication", ONE_LOG)
 def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
@@ -904,7 +906,7 @@ def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(rep
     play(scenario, nodes=4, replication=replication)
 
 
-@pytest.mark.parametrize("replication", POLICIES)
+@pytest.mark.parametrize("replication", ONE_LOG)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch, when: str, replication: str) -> None:
     """Its successor aborts what was not decided, and tells what was."""
