@@ -88,7 +88,7 @@ def judge_clients(workload: Workload) -> Told:
         if verdict.verdict is Verdict.NOT:
             told.violations.append(f"{what}: {verdict.text()}")
             if told.focus_s is None:
-                told.focus_s = told_s(verdict)
+                told.focus_s = _told_s(verdict)
         elif verdict.verdict is Verdict.UNKNOWN:
             told.unknown.append(f"{what}: {verdict.text()}")
     serializable = check_serializable(workload.transactions(), strict=True)
@@ -99,7 +99,7 @@ def judge_clients(workload: Workload) -> Told:
     return told
 
 
-def told_s(verdict: Linearizability) -> float | None:
+def _told_s(verdict: Linearizability) -> float | None:
     """When a client was told what no order explains: the last answer of the first counterexample."""
     found = next((key.counterexample for key in verdict.keys if key.counterexample is not None), None)
     if found is None:

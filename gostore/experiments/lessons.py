@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gostore.check import History, Linearizability, Verdict, check_linearizable
-from gostore.core.errors import GoStoreError
+from gostore.check import History, Linearizability, Operation, Outcome, Verdict, check_linearizable
+from gostore.core.errors import BadRequest, GoStoreError
 from gostore.core.events import CATEGORIES, Event
-from gostore.experiments.judge import told_s
 from gostore.faults import Nemesis, Step
 from gostore.sim import SimCluster, simulate
 from gostore.sim.world import CLIENT
@@ -36,25 +35,46 @@ PAUSE_S: Final = (0.05, 0.2)
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One run. ``focus``: the message with which a client was told what no order explains; None: all is well."""
+    """One run: what the clients did and were told, what is to be said of it, and what happened in the cluster."""
 
     seed: int
     history: History
     verdict: Linearizability
     journal: Journal
-    focus: Event | None
 
     @property
     def broken(self) -> bool:
         return self.verdict.verdict is Verdict.NOT
 
+    @property
+    def guilty(self) -> tuple[Operation, ...]:
+        """The smallest set of operations that no order explains, of the first register that failed."""
+        found = next((key.counterexample for key in self.verdict.keys if key.counterexample is not None), None)
+        return () if found is None else found.operations
+
+    @property
+    def focus(self) -> Event | None:
+        """The message with which a client was told what cannot be; None: all is well."""
+        answered = [operation for operation in self.guilty if operation.outcome is Outcome.OK]
+        return self.told(max(answered, key=lambda operation: operation.returned_s or 0.0)) if answered else None
+
+    def told(self, operation: Operation) -> Event:
+        """The message with which the client was told the result. Raises :class:`BadRequest` when it was not."""
+        at_s = operation.returned_s
+        if operation.outcome is not Outcome.OK or at_s is None:
+            raise BadRequest(f"operation {operation.id} has no result: its client was told {operation.outcome}")
+        return [e for e in self.journal.of_kind("recv") if e.node == CLIENT and e.time_s <= at_s][-1]
+
+    def diagram(self, operation: Operation | None = None, **options: Any) -> SpaceTime:
+        """What led to the result of an operation, else to ``focus``; else the end of the run.
+
+        ``options`` as for :func:`gostore.viz.space_time`.
+        """
+        return space_time(self.journal, self.focus if operation is None else self.told(operation), **options)
+
     def text(self) -> str:
         """The verdict: of each register that failed the smallest set of operations that no order explains."""
         return self.verdict.text()
-
-    def diagram(self, **options: Any) -> SpaceTime:
-        """The causal past of ``focus``, else the end of the run; ``options`` as for :func:`gostore.viz.space_time`."""
-        return space_time(self.journal, self.focus, **options)
 
     def __repr__(self) -> str:
         return f"<Lesson of seed {self.seed}: {len(self.history)} operations, {self.verdict.verdict}>"
@@ -71,17 +91,9 @@ def teach(seed: int, schedule: Sequence[Step], *, nodes: int = 5, seconds: float
         cluster.watch_client()
         cluster.start_sync()
         history = cluster.run(_load(cluster, schedule, seconds, random.Random(f"lesson {seed}")))
-        verdict, at_s = check_linearizable(history), None
-        if verdict.verdict is Verdict.NOT:
-            at_s = told_s(verdict)
-        told = [event for event in cluster.events.of_kind("recv") if event.node == CLIENT and _upto(event, at_s)]
-        return Lesson(seed, history, verdict, cluster.events, told[-1] if told else None)
+        return Lesson(seed, history, check_linearizable(history), cluster.events)
     finally:
         cluster.sim.close()
-
-
-def _upto(event: Event, at_s: float | None) -> bool:
-    return at_s is not None and event.time_s <= at_s
 
 
 def first_broken(seeds: Iterable[int], schedule: Sequence[Step], **options: Any) -> Lesson | None:

@@ -36,8 +36,9 @@ def test_the_checker_finds_what_a_policy_does_not_promise_and_raft_survives_it(l
     assert "no order of" in found.text()
     assert found.focus is not None
     assert (found.focus.node, found.focus.kind) == (CLIENT, "recv")
-    failed = next(key for key in found.verdict.keys if key.counterexample is not None)
-    assert found.focus.time_s == pytest.approx(failed.counterexample.operations[-1].returned_s, abs=0.01)
+    assert found.guilty[-1].kind == "read"
+    assert found.focus.time_s == pytest.approx(found.guilty[-1].returned_s, abs=0.01)
+    assert found.focus.data["from"] == str(found.guilty[-1].process).removeprefix("at ")
     past = Causality(found.journal).past(found.focus)
     rows = [row.event for row in found.diagram(events_max=30).rows]
     assert rows[-1] == found.focus
@@ -46,11 +47,14 @@ def test_the_checker_finds_what_a_policy_does_not_promise_and_raft_survives_it(l
     }
     again = teach(found.seed, schedule, db={"replication": "raft"})
     assert again.verdict.verdict is Verdict.LINEARIZABLE, again.text()
-    assert again.focus is None
+    assert (again.focus, again.guilty) == (None, ())
     done = [operation for operation in again.history if operation.outcome is Outcome.OK]
     assert {operation.kind for operation in done} == {"read", "write"}
     assert {operation.key for operation in done} == set(KEYS)
     assert len(done) > 40
+    refused = next(operation for operation in again.history if operation.outcome is not Outcome.OK)
+    with pytest.raises(BadRequest, match="has no result"):
+        again.told(refused)
 
 
 def test_without_faults_all_is_well() -> None:
