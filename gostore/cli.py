@@ -352,6 +352,10 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
     "--faults", "profile", default="swarm", show_default=True, help="none, crash, network, promised or swarm."
 )
 @click.option(
+    "--replication", default="raft", show_default=True, type=click.Choice(["raft", "primary_backup", "quorum"]),
+    help="How db holds its copies; primary_backup and quorum are lessons, which break promises.",
+)  # fmt: skip
+@click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(min=0), help="Processes; 0: one for each processor."
 )
 @click.option(
@@ -371,8 +375,8 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
 @json_option
 @command
 def sim(
-    nodes: int, seed: int, seeds: int, seconds: float, profile: str, jobs: int, tally: Path | None, tries: int,
-    token: str | None, moment: int | None, save: Path | None, as_json: bool,
+    nodes: int, seed: int, seeds: int, seconds: float, profile: str, replication: str, jobs: int, tally: Path | None,
+    tries: int, token: str | None, moment: int | None, save: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Simulated runs with all checks on. The same seed gives the same trace; a failing one names its replay."""
     from gostore.experiments import sim_command
@@ -383,7 +387,7 @@ def sim(
     elif moment is not None:
         raise BadRequest("--at goes with --replay: it stops the run that a token names")
     else:
-        plan = Plan(nodes, seconds, profile)
+        plan = Plan(nodes, seconds, profile, replication)
         figures = sim_command.run_seeds(range(seed, seed + seeds), plan, jobs, tally, tries, save, say)
     report({name: value for name, value in figures.items() if name != "replay"}, as_json=False, title="simulation")
     if as_json:

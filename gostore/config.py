@@ -187,8 +187,8 @@ class DbConfig(Section):
     shards: int = setting(16, "fixed when the cluster is born", low=1, high=1024)
     replication: str = setting(
         "raft",
-        "how the replicas of a shard hold the same log; the other one is a lesson",
-        choices=("raft", "primary_backup"),
+        "how the replicas of a shard hold the same log; all but raft are lessons in what can go wrong",
+        choices=("raft", "primary_backup", "quorum"),
     )
     snapshot_entries: int = setting(
         20_000, "so many entries of a shard's log are followed by a snapshot, at the latest", low=16, high=10_000_000
@@ -198,6 +198,13 @@ class DbConfig(Section):
     transaction_operations_max: int = setting(1024, "reads and writes of one transaction", low=1, high=100_000)
     in_sync_min: int = setting(
         2, "copies without which a write is refused (never more than the members online at birth)", low=1, high=7
+    )
+    read_quorum: int = setting(
+        2, "R of the lesson quorum: replicas that answer a read; with R + W > ring.replicas it meets every write",
+        low=1, high=7,
+    )  # fmt: skip
+    write_quorum: int = setting(
+        2, "W of the lesson quorum: replicas that sync a write before it is acknowledged", low=1, high=7
     )
 
 
@@ -248,6 +255,13 @@ class NodeConfig(Section):
             )
         for entry in self.join:
             split_host_port("join", entry)
+        if self.db.replication == "quorum":
+            for name in ("read_quorum", "write_quorum"):
+                if getattr(self.db, name) > self.ring.replicas:
+                    raise ConfigError(
+                        f"db.{name} = {getattr(self.db, name)}: allowed are values from 1 to {self.ring.replicas}, as "
+                        f"ring.replicas = {self.ring.replicas}"
+                    )
         for slot, policy in self.policies.items():
             try:
                 PolicySource.from_wire(policy)

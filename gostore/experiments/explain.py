@@ -90,5 +90,8 @@ def explain(token: Token, *, tries_max: int = 64, progress: Callable[[str], None
 
 
 def _trace(token: Token) -> str:
-    run = run_seed(token.seed, nodes=token.nodes, seconds=token.seconds, profile=token.profile, schedule=token.schedule)
+    run = run_seed(
+        token.seed, nodes=token.nodes, seconds=token.seconds, profile=token.profile, schedule=token.schedule,
+        **token.settings,
+    )  # fmt: skip
     return run.trace_sha256

@@ -1,7 +1,8 @@
 """A run that failed, again: its token, and a world that can be stopped at any event.
 
-A token holds all that a run is a function of: seed, number of nodes, virtual seconds, fault schedule, and the versions
-of what computed it. ``gostore sim`` prints one for every run that breaks a promise; whoever has it sees the same run::
+A token holds all that a run is a function of: seed, number of nodes, virtual seconds, fault schedule, settings, and the
+versions of what computed it. ``gostore sim`` prints one for every run that breaks a promise; whoever has it sees the
+same run::
 
     import gostore as gs
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,7 +95,10 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a run is a function of. ``schedule``: None for the one that the seed draws. ``trace_sha256``: its hash."""
+    """What a run is a function of. ``schedule``: None for the one that the seed draws. ``trace_sha256``: its hash.
+
+    ``settings`` of the cluster, where they are not those that every run has: plain values.
+    """
 
     seed: int
     nodes: int
@@ -103,18 +107,22 @@ class Token:
     schedule: tuple[Step, ...] | None = None
     trace_sha256: str = ""
     versions: dict[str, str] = field(default_factory=_versions)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, *, drawn: bool) -> Self:
         """``drawn``: the schedule is the one that the seed draws, and need not be written down."""
         schedule = None if drawn else tuple(run.schedule)
-        return cls(run.seed, run.nodes, run.seconds, run.profile, schedule, run.trace_sha256)
+        token = cls(run.seed, run.nodes, run.seconds, run.profile, schedule, run.trace_sha256)
+        return replace(token, settings=run.settings)
 
     def __str__(self) -> str:
         steps = None if self.schedule is None else [list(asdict(step).values()) for step in self.schedule]
         wire = [
             self.seed, self.nodes, self.seconds, self.profile, steps, bytes.fromhex(self.trace_sha256), self.versions,
         ]  # fmt: skip
+        if self.settings:
+            wire.append(self.settings)
         packed = zlib.compress(msgpack.packb(wire), 9)
         return PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
@@ -133,9 +141,12 @@ class Token:
             if not unpacker.eof:
                 raise ValueError("it ends too early, or is too large")
             match msgpack.unpackb(packed):
-                case [int(seed), int(nodes), float(seconds), str(profile), steps, bytes(sha256), dict(versions)]:
+                case [
+                    int(seed), int(nodes), float(seconds), str(profile), steps, bytes(sha256), dict(versions), *more
+                ]:  # fmt: skip
                     schedule = None if steps is None else tuple(Step(*step) for step in steps)
-                    return cls(seed, nodes, seconds, profile, schedule, sha256.hex(), versions)
+                    settings = dict(*more)
+                    return cls(seed, nodes, seconds, profile, schedule, sha256.hex(), versions, settings)
             raise ValueError("it holds something else")
         except (ValueError, TypeError, binascii.Error, zlib.error, msgpack.UnpackException) as error:
             raise BadRequest(
@@ -239,7 +250,7 @@ class Replay:
         token = self.token
         return Session(
             token.seed, nodes=token.nodes, seconds=token.seconds, profile=token.profile, schedule=token.schedule,
-            messages=True,
+            messages=True, **token.settings,
         )  # fmt: skip
 
     @property

@@ -32,13 +32,17 @@ JUDGED: Final = ("db", "storage", "fs")
 
 @dataclass(slots=True)
 class Run:
-    """One seed. ``violations`` say what was broken; ``unknown`` what could not be judged."""
+    """One seed. ``violations`` say what was broken; ``unknown`` what could not be judged.
+
+    ``settings``: of the cluster, where they are not those that every run has.
+    """
 
     seed: int
     nodes: int
     seconds: float
     profile: str
     schedule: list[Step]
+    settings: dict[str, Any] = field(default_factory=dict)
     virtual_s: float = 0.0
     wall_s: float = 0.0
     events: int = 0
@@ -60,7 +64,11 @@ class Run:
     @property
     def replay(self) -> str:
         """The command that runs it again."""
-        return f"gostore sim --nodes {self.nodes} --seed {self.seed} --seconds {self.seconds:g} --faults {self.profile}"
+        command = (
+            f"gostore sim --nodes {self.nodes} --seed {self.seed} --seconds {self.seconds:g} --faults {self.profile}"
+        )
+        lesson = self.settings.get("db", {}).get("replication")
+        return command if lesson is None else f"{command} --replication {lesson}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -98,7 +106,7 @@ class Session:
             raise BadRequest(f"seconds = {seconds}: allowed are values above 0")
         names = [f"n{number}" for number in range(1, nodes + 1)]
         drawn = draw(random.Random(f"nemesis {seed}"), names, seconds, profile) if schedule is None else list(schedule)
-        self.run = Run(seed, nodes, float(seconds), profile, drawn)
+        self.run = Run(seed, nodes, float(seconds), profile, drawn, dict(settings))
         self.indices = array("Q")
         settings["db"] = {"snapshot_entries": SNAPSHOT_ENTRIES, **settings.get("db", {})}
         self.cluster = simulate(nodes, seed=seed, **settings)
@@ -213,7 +221,9 @@ def minimise(run: Run, *, tries_max: int = 64, progress: Callable[[str], None] =
         for start in range(0, len(schedule), size):
             rest = schedule[:start] + schedule[start + size :]
             tries += 1
-            again = run_seed(run.seed, nodes=run.nodes, seconds=run.seconds, profile=run.profile, schedule=rest)
+            again = run_seed(
+                run.seed, nodes=run.nodes, seconds=run.seconds, profile=run.profile, schedule=rest, **run.settings
+            )
             if again.violations:
                 schedule, parts = rest, max(2, parts - 1)
                 progress(f"{len(schedule)} faults are enough ({tries} runs)")

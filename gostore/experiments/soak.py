@@ -29,16 +29,18 @@ SEEDS_SHOWN_MAX: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every run of a soak has in common."""
+    """What every run of a soak has in common. ``replication``: a lesson instead of ``raft``."""
 
     nodes: int = 5
     seconds: float = 30.0
     profile: str = "swarm"
+    replication: str = "raft"
 
 
 def run_one(seed: int, plan: Plan) -> dict[str, Any]:
     """One line of a tally."""
-    run = run_seed(seed, nodes=plan.nodes, seconds=plan.seconds, profile=plan.profile)
+    settings: dict[str, Any] = {} if plan.replication == "raft" else {"db": {"replication": plan.replication}}
+    run = run_seed(seed, nodes=plan.nodes, seconds=plan.seconds, profile=plan.profile, **settings)
     return {
         "commit": commit(), "code": code(), "nodes": plan.nodes, "seconds": plan.seconds, "faults": plan.profile,
         **run.to_dict(), "wall_s": round(run.wall_s, 3), "settled_s": round(run.settled_s, 3),
@@ -89,8 +91,10 @@ def soak(
     """Run the seeds that the tally ``file`` does not have for this code and plan; the lines of all of them, by seed.
 
     ``jobs``: processes, 0 for as many as there are processors. ``progress`` is called with each new line. Raises as
-    :func:`run_seed` and :func:`read_tally`, :class:`BadRequest` for a negative ``jobs``.
+    :func:`run_seed` and :func:`read_tally`, :class:`BadRequest` for a negative ``jobs`` and for a tally of a lesson.
     """
+    if file is not None and plan.replication != "raft":
+        raise BadRequest(f"a tally counts what raft does, and {plan.replication} is a lesson: leave out the tally")
     if jobs < 0:
         raise BadRequest(f"jobs = {jobs}: allowed are 0 (one for each processor) and more")
     wanted = dict.fromkeys(seeds)

@@ -102,10 +102,23 @@ def test_a_fine_run_has_nothing_to_explain() -> None:
     assert again["trace_sha256"] == figures["trace_sha256"]
 
 
+def test_a_lesson_is_run_and_replayed_as_such() -> None:
+    sim = ("sim", "--seed", "3", "--seconds", "1", "--faults", "none", "--nodes", "3")
+    status, figures, _ = gostore(*sim, "--replication", "quorum")
+    assert (status, figures["seeds"], figures["violations"]) == (0, 1, 0)
+    assert figures["runs"][0]["replay"].endswith("--replication quorum")
+    assert figures["trace_sha256"] != gostore(*sim)[1]["trace_sha256"]
+    output = CliRunner().invoke(main, ["sim", "--help"]).output
+    assert "primary_backup and quorum are lessons" in " ".join(output.split())
+
+
 def test_options_that_do_not_fit() -> None:
     status, _, output = gostore("sim", "--at", "5")
     assert status == 1
     assert "--at goes with --replay" in output
+    status, _, output = gostore("sim", "--replication", "quorum", "--tally", "none.jsonl")
+    assert status == 1
+    assert "quorum is a lesson: leave out the tally" in output
     status, _, output = gostore("sim", "--replay", "gs1.nonsense")
     assert status == 1
     assert "damaged" in output

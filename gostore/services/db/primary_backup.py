@@ -1,4 +1,4 @@
-"""The replication policy ``primary_backup``: one primary orders, all backups acknowledge.
+"""The replication policy ``primary_backup``, a lesson: one primary orders, all backups acknowledge.
 
 Theory of operation
 ===================

@@ -3,7 +3,8 @@
 A policy is built once per shard and node and is given a :class:`Group`: everything it may touch. It orders payloads,
 makes them durable and replicates them; what is *committed* it hands to the state machine, in order, once. It decides
 who may write and who may read. Above it, nobody knows how it does that: transactions, sessions and two-phase commit
-are commands in the log, so that ``primary_backup`` takes the place of ``raft`` without touching them.
+are commands in the log, so that the lessons ``primary_backup`` and ``quorum`` take the place of ``raft`` without
+touching them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Group:
     ``view()`` is this node's view of the cluster, ``owners(view)`` the shard's preference list in it.
     ``groups``: the consensus groups of the node. ``moves``: held while the members of a shard change; it bounds how
     many do at a time. ``copies_min``: configured number of copies without which ``primary_backup`` refuses a write.
+    ``read_quorum``, ``write_quorum``: replicas that answer a read and sync a write, in ``quorum``. ``incarnation``: of
+    this node, in which it was never before.
     ``compaction``: when the log is replaced by a snapshot, in ``raft``.
     """
 
@@ -54,6 +57,9 @@ class Group:
     view: Callable[[], View]
     owners: Callable[[View], tuple[str, ...]]
     copies_min: int
+    read_quorum: int
+    write_quorum: int
+    incarnation: int
     compaction: Compaction
 
 

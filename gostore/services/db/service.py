@@ -18,6 +18,7 @@ from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
 from gostore.services.db.database import LINEARIZABLE, Database
 from gostore.services.db.primary_backup import PrimaryBackup
+from gostore.services.db.quorum import QUORUM_FROM, Quorum
 from gostore.services.db.raft import GROUPS_FROM, RaftReplication
 from gostore.services.db.replication import Replication, together
 from gostore.services.db.router import Router, answer_by
@@ -32,7 +33,11 @@ DESCRIBE_TIMEOUT_S: Final = 1.0
 MOVES_MAX: Final = 2
 """Shards of which one node changes the members at a time. More: a join is over sooner; fewer: it disturbs less."""
 
-POLICIES: Final[dict[str, type]] = {"raft": RaftReplication, "primary_backup": PrimaryBackup}
+POLICIES: Final[dict[str, type]] = {"raft": RaftReplication, "primary_backup": PrimaryBackup, "quorum": Quorum}
+"""The default, and two lessons."""
+
+LOGS_FROM: Final = {"raft": GROUPS_FROM, "primary_backup": 1, "quorum": QUORUM_FROM}
+"""Policy -> the number of its first shard in the node's log."""
 
 
 class Cluster(Protocol):
@@ -83,6 +88,9 @@ class DbService:
             owners=self._owners,
             policy=cast(type[Replication], policy_of(config)),
             copies_min=config.db.in_sync_min,
+            read_quorum=config.db.read_quorum,
+            write_quorum=config.db.write_quorum,
+            incarnation=endpoint.incarnation,
             compaction=Compaction(entries=config.db.snapshot_entries),
             value_size_bytes_max=config.db.value_size_bytes_max,
         )
@@ -90,9 +98,9 @@ class DbService:
         self._shards = [Shard(world, number) for number in range(config.db.shards)]
 
     def _check_disk(self, wal: Wal, config: NodeConfig) -> None:
-        """Raises ``ConfigError`` when the log holds what the other policy wrote: it would look like an empty db."""
+        """Raises ``ConfigError`` when the log holds what another policy wrote: it would look like an empty db."""
         mine = config.db.replication
-        for name, first in (("raft", GROUPS_FROM), ("primary_backup", 1)):
+        for name, first in LOGS_FROM.items():
             if name != mine and any(wal.last_index(first + shard) for shard in range(config.db.shards)):
                 raise ConfigError(
                     f"db.replication = {mine!r}: the data of {self._env.name} were written by {name!r}; set that, or "

@@ -70,6 +70,9 @@ class World:
     owners: Callable[[View, int], tuple[str, ...]]
     policy: type[Replication]
     copies_min: int
+    read_quorum: int
+    write_quorum: int
+    incarnation: int
     compaction: Compaction
     value_size_bytes_max: int
 
@@ -100,6 +103,9 @@ class Shard:
                 view=world.view,
                 owners=lambda view: world.owners(view, number),
                 copies_min=world.copies_min,
+                read_quorum=world.read_quorum,
+                write_quorum=world.write_quorum,
+                incarnation=world.incarnation,
                 compaction=world.compaction,
             )
         )

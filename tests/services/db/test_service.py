@@ -44,7 +44,9 @@ from gostore.sim.world import SimNode, World
 from gostore.storage import Wal
 
 WAIT_S = 60.0
-POLICIES = ("raft", "primary_backup")
+ONE_LOG = ("raft", "primary_backup")
+"""Policies in which all replicas have one log, so that transactions are what they should be."""
+POLICIES = (*ONE_LOG, "quorum")
 
 
 class Membership:
@@ -315,7 +317,8 @@ def put(key: str, value: Any, **more: Any) -> Write:
 # one cluster, nothing fails
 
 
-def test_what_one_node_writes_every_node_reads_at_once() -> None:
+@pytest.mark.parametrize("replication", ["raft", "quorum"])
+def test_what_one_node_writes_every_node_reads_at_once(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
         for number in range(20):
@@ -328,10 +331,11 @@ def test_what_one_node_writes_every_node_reads_at_once() -> None:
         assert [entry.key for entry in page.entries] == sorted(f"k{n}" for n in range(20) if f"k{n}".startswith("k1"))
         await cluster.converged()
 
-    play(scenario)
+    play(scenario, replication=replication)
 
 
-def test_an_acknowledged_write_is_on_the_disks_of_all_replicas() -> None:
+@pytest.mark.parametrize("replication", ["raft", "quorum"])
+def test_an_acknowledged_write_is_on_the_disks_of_all_replicas(replication: str) -> None:
     """The power of every node fails right behind the acknowledgement."""
 
     async def scenario(cluster: Cluster) -> None:
@@ -347,7 +351,7 @@ def test_an_acknowledged_write_is_on_the_disks_of_all_replicas() -> None:
             for other in range(number + 1):
                 assert (await db.get("t", f"k{other}")).value == other
 
-    play(scenario)
+    play(scenario, replication=replication)
 
 
 def test_pages_of_all_shards_make_one_order() -> None:
@@ -377,7 +381,8 @@ def test_pages_of_all_shards_make_one_order() -> None:
     play(scenario)
 
 
-def test_a_separator_keeps_a_directory_in_one_shard() -> None:
+@pytest.mark.parametrize("replication", ["raft", "quorum"])
+def test_a_separator_keeps_a_directory_in_one_shard(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
         await db.create_container("files", separator="/")
@@ -387,7 +392,7 @@ def test_a_separator_keeps_a_directory_in_one_shard() -> None:
         assert len(page.entries) == 50
         assert len(page.ranges) == 1
 
-    play(scenario)
+    play(scenario, replication=replication)
 
 
 def test_containers() -> None:
@@ -583,7 +588,8 @@ def test_no_acknowledged_write_is_lost_when_primaries_die(seed: int, replication
     play(scenario, nodes=5, seed=seed, replication=replication)
 
 
-def test_the_whole_cluster_comes_back_in_any_order() -> None:
+@pytest.mark.parametrize("replication", ["raft", "quorum"])
+def test_the_whole_cluster_comes_back_in_any_order(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
         await cluster.settled()
@@ -598,7 +604,7 @@ def test_the_whole_cluster_comes_back_in_any_order() -> None:
             assert (await cluster.db("n3").get("t", f"k{n}")).value == n
         await cluster.converged()
 
-    play(scenario, nodes=5)
+    play(scenario, nodes=5, replication=replication)
 
 
 def test_a_shard_of_which_too_little_is_there_waits_and_says_for_whom() -> None:
@@ -829,7 +835,7 @@ def test_a_repeated_request_is_applied_once_across_primaries() -> None:
 # transactions across shards
 
 
-@pytest.mark.parametrize("replication", POLICIES)
+@pytest.mark.parametrize("replication", ONE_LOG)
 def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(replication: str) -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)
@@ -904,7 +910,7 @@ def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(rep
     play(scenario, nodes=4, replication=replication)
 
 
-@pytest.mark.parametrize("replication", POLICIES)
+@pytest.mark.parametrize("replication", ONE_LOG)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_coordinator_that_dies_leaves_no_lock(monkeypatch: pytest.MonkeyPatch, when: str, replication: str) -> None:
     """Its successor aborts what was not decided, and tells what was."""
