@@ -335,6 +335,36 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
         click.echo(json.dumps({"container": container, "key": key}))
 
 
+containers_option = click.option(
+    "--container", "containers", multiple=True, help="Only this one; may be given again.  [default: all]"
+)
+
+
+@db.command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@containers_option
+@at_option
+@json_option
+@command
+def db_backup(file: Path, containers: tuple[str, ...], at: str, as_json: bool) -> None:
+    """Write all containers, as they are at one instant, into FILE. Files (`gostore fs`) are not in it."""
+    figures = client(at, lambda c: c.db.backup(file, containers=containers or None))
+    report(figures, as_json=as_json, title="backup")
+
+
+@db.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@containers_option
+@click.option("--replace", is_flag=True, help="Containers that exist are replaced, with everything in them.")
+@at_option
+@json_option
+@command
+def db_restore(file: Path, containers: tuple[str, ...], replace: bool, at: str, as_json: bool) -> None:
+    """Bring back the containers of FILE; they appear all at once, at the end. Interrupted: do it again."""
+    figures = client(at, lambda c: c.db.restore(file, containers=containers or None, replace=replace))
+    report(figures, as_json=as_json, title="restored")
+
+
 @main.command()
 @nodes_option
 @seed_option
