@@ -6,8 +6,9 @@ name when it is complete and on the medium. When one of them is lost, the backup
 
 *Restore.* The file is read to its end and checked before anything is written. Then each container is filled under a
 staged name, in bounded transactions, and at last all get their names in one transaction: until then nobody sees any of
-it. A restore that was interrupted is repeated as a whole, and gives the same: the staged names are those of the backup,
-and what is written is set, not added. Versions of objects are those of the new commits.
+it. A restore that was interrupted is repeated as a whole, and begins with dropping what the earlier one has staged. (It
+cannot go on with it: nodes remember which container a name stands for, so that a staged name is good for one run.)
+Versions of objects are those of the new commits.
 
 *Not covered*: files. The containers ``fs`` and ``fs.intents`` hold headers that name chunks, and the chunks lie outside
 of db: headers alone would be a directory of files that are not there. Copy files with ``gostore fs get`` and ``put``.
@@ -60,9 +61,11 @@ NAMED_TOGETHER_MAX: Final = 128
 """Containers that get their names in one transaction; more take several."""
 
 STAGED: Final = "restoring."
-"""How the names of containers begin that are being filled; the id of the backup and a number follow."""
+"""How the names of containers begin that are being filled; the backup, the run of the restore, and a number follow."""
 
-_STAGED: Final = re.compile(rf"{re.escape(STAGED)}[0-9a-f]{{16}}\.[0-9]+")
+_STAGED: Final = re.compile(rf"{re.escape(STAGED)}([0-9a-f]{{16}})\.[0-9a-f]{{16}}\.[0-9]+")
+
+_IDENTITY: Final = re.compile(r"[0-9a-f]{16}")
 
 _LOST: Final = (NotFound, Unavailable, Unreachable, Timeout, Forgotten, Conflict)
 """What ends a cut, and not the backup."""
@@ -199,9 +202,9 @@ def _verify(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     reader = Reader(file, name)
     facts = reader.facts
     match facts:
-        case {"id": str(), "containers": [*containers]} if all(
+        case {"id": str() as identity, "containers": [*containers]} if all(
             isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) for one in containers
-        ):
+        ) and _IDENTITY.fullmatch(identity):
             _refuse_files(one[0] for one in containers)
         case _:
             raise Corrupt(f"{name} is no whole backup: its header is not one")
@@ -226,7 +229,9 @@ class _Restore:
         self._wanted = wanted
         self._replace = replace
         self._names = list(separators)
-        self._staged = {name: f"{STAGED}{identity}.{number}" for number, name in enumerate(separators)}
+        self._identity = identity
+        run = f"{connection.env.rng.getrandbits(64):016x}"
+        self._staged = {name: f"{STAGED}{identity}.{run}.{number}" for number, name in enumerate(separators)}
 
     async def run(self, reader: Reader) -> int:
         """How many objects it has written."""
@@ -234,6 +239,9 @@ class _Restore:
         taken = [name for name in self._wanted if name in there]
         if taken and not self._replace:
             raise AlreadyExists(f"the container {taken[0]!r} exists: drop it, or say that it is to be replaced")
+        for name in there:
+            if (match := _STAGED.fullmatch(name)) and match[1] == self._identity:
+                await self._drop(name)
         for name in self._wanted:
             await self._call("stage_container", self._staged[name], name, self._separators[name])
         objects = 0
@@ -268,6 +276,12 @@ class _Restore:
                 if attempt == ATTEMPTS_MAX - 1:
                     raise
             await asyncio.sleep(PAUSE_S * self._connection.env.rng.uniform(0.5, 1.0))
+
+    async def _drop(self, name: str) -> None:
+        try:
+            await self._call("drop_container", name)
+        except NotFound:
+            pass  # an earlier attempt was not heard
 
     async def _call(self, function: str, *args: Any) -> None:
         await self._connection.call("db", function, *args, repeatable=True)

@@ -139,10 +139,10 @@ class Database:
         await self.commit([], [Write("delete", SYSTEM, name)])
 
     async def stage_container(self, staged: str, name: str, separator: str | None) -> None:
-        """See :meth:`put_in_place`. What an earlier replacement left to be dropped under this name goes first."""
-        found = await self._lookup(staged)
-        if found is not None and found.dropping:
-            await self.drop_container(staged)
+        """A container to be filled before :meth:`put_in_place` gives it its name.
+
+        ``staged`` must never have been used: nodes remember what a name stands for until that is dropped.
+        """
         await self.create_container(staged, separator=separator, shown=name)
 
     async def put_in_place(self, names: Mapping[str, str], *, replace: bool) -> None:

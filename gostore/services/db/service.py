@@ -286,7 +286,7 @@ class DbService:
 
     @remote
     async def stage_container(self, call: Call, staged: str, name: str, separator: str | None) -> None:
-        """A container to be filled, which :meth:`put_in_place` will call ``name``. One that is half filled is kept."""
+        """A container to be filled, which :meth:`put_in_place` will call ``name``; ``staged`` is never used again."""
         await self.database.stage_container(staged, name, separator)
 
     @remote
