@@ -268,6 +268,39 @@ def test_two_backups_at_a_time_and_writers_that_go_on_when_a_client_dies(tmp_pat
         cluster.run(scenario())
 
 
+def test_a_pin_is_not_confirmed_when_a_transaction_was_prepared_or_executed_since() -> None:
+    with gs.simulate(3, seed=8, db={"shards": 2}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            connection = cluster._connection
+            assert connection is not None
+
+            async def ask(shard: int, function: str, *args: Any) -> Any:
+                primary = (await cluster.db.shards())[shard]["primary"]
+                return (await connection.call_node(primary, "db", "shard", shard, function, list(args))).value
+
+            for shard in range(2):
+                await ask(shard, "pin", "one")
+                assert await ask(shard, "confirm", "one") is True
+                assert await ask(shard, "confirm", "another") is False
+            # Its coordinator, shard 0, knows nothing of it: it will be aborted.
+            writes = [["set", "a@x", "k", [], b"\x01"]]
+            assert (await ask(1, "prepare", "0.1.1", 0, [], writes))[0] == "ok"
+            assert await ask(1, "confirm", "one") is False
+            assert (await ask(1, "decide", "0.1.1", False))[0] == "decided"
+            assert await ask(1, "confirm", "one") is True
+            for value in (b"\x01", b"\x02"):  # made, and replaced
+                await ask(1, "commit", None, [], [["set", "a@x", "k", [], value]])
+                assert await ask(1, "confirm", "one") is False
+                await ask(1, "pin", "one")
+                assert await ask(1, "confirm", "one") is True
+            await ask(1, "commit", None, [], [["delete", "a@x", "k", [], b"\xc0"]])
+            assert await ask(1, "confirm", "one") is False
+
+        cluster.run(scenario())
+
+
 def test_what_cannot_be_backed_up_is_said(tmp_path: Path) -> None:
     with gs.simulate(1, seed=7, db={"shards": 2}) as cluster:
 
@@ -284,9 +317,9 @@ def test_what_cannot_be_backed_up_is_said(tmp_path: Path) -> None:
             (tmp_path / "y").write_bytes(b"something else entirely")
             with pytest.raises(Corrupt, match="does not begin like one"):
                 await cluster.db.restore(tmp_path / "y")
-            assert list(tmp_path.iterdir()) == [tmp_path / "y"]
 
         cluster.run(scenario())
+    assert list(tmp_path.iterdir()) == [tmp_path / "y"]
 
 
 def test_the_names_agree_with_those_of_the_nodes() -> None:
