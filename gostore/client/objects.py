@@ -242,7 +242,7 @@ class DbHandle(SyncTwins):
     async def backup(self, path: str | os.PathLike[str], *, containers: Iterable[str] | None = None) -> dict[str, Any]:
         """Write the containers (all, without those of the files) as they are at one instant into a file.
 
-        Every transaction, across shards too, is in it wholly or not at all; writers wait for some milliseconds.
+        Every transaction, across shards too, is in it wholly or not at all; writers wait for a moment.
         Figures: path, containers, objects, bytes, shards. Raises :class:`NotFound` for a container that is not there,
         :class:`Unavailable` when a shard cannot be read.
         """
