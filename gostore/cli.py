@@ -159,6 +159,39 @@ def node(
     run(config, on_ready=ready)
 
 
+@main.command()
+@click.option(
+    "--at", default=".gostore", show_default=True, type=click.Path(path_type=Path), help="The cluster's directory."
+)
+@click.option("--node", "nodes", multiple=True, metavar="NAME=DIR", help="Instead: a survivor's data directory; all.")
+@click.option("--lost", multiple=True, required=True, metavar="NAME", help="A node that is lost for good; name all.")
+@click.option(
+    "--unsafe-accept-lost-writes", "unsafe", is_flag=True,
+    help="Do it. Without this, only what would be done and lost is told.",
+)  # fmt: skip
+@click.option("--accept-empty-shards", is_flag=True, help="Shards of which nothing is left begin again, empty.")
+@json_option
+@command
+def recover(
+    at: Path, nodes: tuple[str, ...], lost: tuple[str, ...], unsafe: bool, accept_empty_shards: bool, as_json: bool
+) -> None:
+    """UNSAFE: go on after a majority of the masters, or of a shard's replicas, is lost for good.
+
+    All survivors must be stopped, and be given. Acknowledged writes may be lost. The cluster gets a new secret, by
+    which the lost nodes are kept out.
+    """
+    from gostore.recover_command import run
+
+    places: dict[str, Path] = {}
+    for entry in nodes:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise BadRequest(f"--node {entry}: expected NAME=DIR, the name of a node and its data directory")
+        places[name] = Path(path)
+    figures = run(at, places, lost, unsafe=unsafe, accept_empty_shards=accept_empty_shards, say=say)
+    report(figures, as_json=as_json, title="recovered")
+
+
 def client(at: str, job: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """Run a job with a client of a running cluster."""
     from gostore.client import connect_at
@@ -333,6 +366,36 @@ def db_rm(container: str, key: str, path: str, at: str, as_json: bool) -> None:
     client(at, lambda c: c.db.delete(container, key, *accessors(path)))
     if as_json:
         click.echo(json.dumps({"container": container, "key": key}))
+
+
+containers_option = click.option(
+    "--container", "containers", multiple=True, help="Only this one; may be given again.  [default: all]"
+)
+
+
+@db.command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@containers_option
+@at_option
+@json_option
+@command
+def db_backup(file: Path, containers: tuple[str, ...], at: str, as_json: bool) -> None:
+    """Write all containers, as they are at one instant, into FILE. Files (`gostore fs`) are not in it."""
+    figures = client(at, lambda c: c.db.backup(file, containers=containers or None))
+    report(figures, as_json=as_json, title="backup")
+
+
+@db.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@containers_option
+@click.option("--replace", is_flag=True, help="Containers that exist are replaced, with everything in them.")
+@at_option
+@json_option
+@command
+def db_restore(file: Path, containers: tuple[str, ...], replace: bool, at: str, as_json: bool) -> None:
+    """Bring back the containers of FILE; they appear all at once, at the end. Interrupted: do it again."""
+    figures = client(at, lambda c: c.db.restore(file, containers=containers or None, replace=replace))
+    report(figures, as_json=as_json, title="restored")
 
 
 @main.command()

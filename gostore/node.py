@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from gostore import fence
 from gostore.comm import Endpoint
 from gostore.config import NodeConfig
 from gostore.consensus import PROFILES
@@ -73,6 +74,7 @@ class Node:
 
     async def _start(self) -> None:
         config, env = self.config, self.env
+        recovered = await fence.pass_fence(env, config.secret)
         self.wal = await Wal.open(env, config.storage)
         self._stops.append(self.wal.close)
         self.blobs = await BlobStore.open(env)
@@ -102,6 +104,11 @@ class Node:
         await self._run(self.db.start, self.db.stop)
         await self._run(self.fs.start, self.fs.stop)
         env.events.publish("node_started", incarnation=self.endpoint.incarnation)
+        if recovered is not None and recovered.lost:  # and not a node that came later
+            env.log.warning("%s went through the recovery %s from a lost majority", env.name, recovered.id)
+            env.events.publish(
+                "lost_majority", recovery=recovered.id, groups=list(recovered.groups), lost=list(recovered.lost)
+            )
         self._stops.append(self.cls.stop)
         env.tasks.start(self._join(), name="join")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import gostore as gs
+from gostore import fence
 from gostore.cli import accessors, main
 
 pytestmark = pytest.mark.processes
@@ -112,6 +115,78 @@ def test_objects_of_a_running_cluster(running: dict[str, Any]) -> None:
     figures("db", "set", "things", "k", "null", *at)
     assert figures("db", "get", "things", "k", *at) == {"value": None}
     assert "not JSON" in invoke("db", "set", "things", "k", "text", *at).output
+
+
+def test_backup_and_restore_of_a_running_cluster(running: dict[str, Any], tmp_path: Path) -> None:
+    at, file = ("--at", running["path"]), str(tmp_path / "all.backup")
+    figures("db", "set", "kept", "k", '{"n": 1}', "--create", *at)
+    figures("db", "set", "other", "k", "2", "--create", *at)
+    found = figures("db", "backup", file, "--container", "kept", "--container", "other", *at)
+    assert (found["containers"], found["objects"]) == (2, 2)
+    assert found["bytes"] == os.path.getsize(file)
+    figures("db", "set", "kept", "k", "3", *at)
+    refused = invoke("db", "restore", file, *at)
+    assert refused.exit_code == 1
+    assert "the container 'kept' exists: drop it, or say that it is to be replaced" in refused.output
+    assert figures("db", "restore", file, "--replace", *at)["objects"] == 2
+    assert figures("db", "get", "kept", "k", *at) == {"value": {"n": 1}}
+    whole = (tmp_path / "all.backup").read_bytes()
+    (tmp_path / "half.backup").write_bytes(whole[: len(whole) // 2])
+    cut = invoke("db", "restore", str(tmp_path / "half.backup"), "--replace", *at, "--json")
+    assert cut.exit_code == 1
+    assert json.loads(cut.stdout.splitlines()[-1])["error"] == "corrupt"
+    missing = invoke("db", "backup", file, "--container", "nothing", *at)
+    assert "there is no container 'nothing'; there are kept, other" in missing.output
+
+
+def test_a_cluster_goes_on_after_its_majority_is_lost(tmp_path: Path) -> None:
+    path = str(tmp_path / "cluster")
+    at = ("--at", path)
+    with up(tmp_path / "cluster", "--nodes", "3") as found:
+        figures("db", "set", "things", "k", "1", "--create", *at)
+        running = invoke("recover", *at, "--lost", "n2", "--lost", "n3")
+        assert running.exit_code == 1
+        assert "in use by another node" in running.output
+    for name in ("n2", "n3"):
+        shutil.rmtree(tmp_path / "cluster" / name)
+    not_said = invoke("recover", *at, "--lost", "n2")
+    assert "n3 is lost for good, say --lost n3" in not_said.output
+    told = invoke("recover", *at, "--lost", "n2", "--lost", "n3")
+    assert told.exit_code == 1
+    assert "UNSAFE RECOVERY" in told.output
+    assert "shard 0: of " in told.output
+    assert "IS LOST" in told.output
+    assert "nothing was changed" in told.output
+    done = figures("recover", *at, "--lost", "n2", "--lost", "n3", "--unsafe-accept-lost-writes")
+    assert (done["survivors"], done["lost"], done["empty"]) == (["n1"], ["n2", "n3"], [])
+    assert "masters" in done["repaired"]
+    with up(tmp_path / "cluster") as found:
+        assert found["nodes"] == 1
+        assert figures("db", "get", "things", "k", *at) == {"value": 1}
+        figures("db", "set", "things", "k", "2", *at)
+    again = invoke("recover", *at, "--lost", "n2", "--unsafe-accept-lost-writes")
+    assert again.exit_code == 1
+    assert "there is nothing to recover" in again.output
+    elsewhere = invoke("recover", "--node", f"n1={tmp_path / 'cluster' / 'n1'}", "--lost", "n2")
+    assert "put the secret with which the cluster ran into the variable GOSTORE_SECRET" in elsewhere.output
+
+
+def test_who_lives_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "0123456789abcdef"
+    monkeypatch.setenv("GOSTORE_SECRET", secret)
+    with gs.launch(3, path=tmp_path / "cluster", secret=secret) as cluster:
+        cluster.nodes["n1"].kill_sync()
+        survivor = ("--node", f"n1={tmp_path / 'cluster' / 'n1'}")
+        refused = invoke("recover", *survivor, "--lost", "n2", "--lost", "n3", "--unsafe-accept-lost-writes")
+        assert refused.exit_code == 1
+        assert "n2 is not lost: it answers at 127.0.0.1:" in refused.output
+        cluster.nodes["n1"].restart_sync()
+        cluster.wait_settled_sync()
+        cluster.db.create_container_sync("a")
+        for name in ("n1", "n2", "n3"):
+            cluster.nodes[name].kill_sync()
+    done = figures("recover", *survivor, "--lost", "n2", "--lost", "n3", "--unsafe-accept-lost-writes")
+    assert fence.id_of(done["secret"]) == done["recovery"]
 
 
 def test_rest_needs_the_token(running: dict[str, Any]) -> None:

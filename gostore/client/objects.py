@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from gostore.client import backup
 from gostore.client.connection import Connection
 from gostore.client.keyvalue import RemoteKeyValue
 from gostore.core.blocks import Block
@@ -234,6 +236,32 @@ class DbHandle(SyncTwins):
         return list((await self._connection().call("db", "shards", repeatable=True)).value)
 
     shards_sync = sync_twin(shards)
+
+    # backup
+
+    async def backup(self, path: str | os.PathLike[str], *, containers: Iterable[str] | None = None) -> dict[str, Any]:
+        """Write the containers (all, without those of the files) as they are at one instant into a file.
+
+        Every transaction, across shards too, is in it wholly or not at all; writers wait for a moment.
+        Figures: path, containers, objects, bytes, shards. Raises :class:`NotFound` for a container that is not there,
+        :class:`Unavailable` when a shard cannot be read.
+        """
+        return await backup.backup(self._connection(), path, containers)
+
+    backup_sync = sync_twin(backup)
+
+    async def restore(
+        self, path: str | os.PathLike[str], *, containers: Iterable[str] | None = None, replace: bool = False
+    ) -> dict[str, Any]:
+        """Bring back the containers of a backup, or some of them; they appear all at once, at the end.
+
+        A container that exists is refused (:class:`AlreadyExists`) unless ``replace``: then the one that is there goes,
+        with everything in it. After an interruption do the same again. Figures: path, containers, objects. Raises
+        :class:`Corrupt` for a file that is damaged or cut off, before anything is changed.
+        """
+        return await backup.restore(self._connection(), path, containers, replace=replace)
+
+    restore_sync = sync_twin(restore)
 
     def __repr__(self) -> str:
         return "<db>"

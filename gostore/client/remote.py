@@ -93,7 +93,7 @@ class Client(SyncTwins):
             target = self._target
             connection = Connection(
                 client_env(), cluster=target.cluster, secret=target.secret, members=target.members,
-                seeds=target.seeds, host=_host_for([*target.members.values(), *target.seeds]),
+                seeds=target.seeds, host=host_for([*target.members.values(), *target.seeds]),
             )  # fmt: skip
             await connection.open()
             try:
@@ -175,7 +175,7 @@ def connect_at(at: str | os.PathLike[str]) -> Client:
     return Client(read_connection(at))
 
 
-def _host_for(addresses: list[Address]) -> str:
+def host_for(addresses: list[Address]) -> str:
     """Where to listen for answers: on loopback when the whole cluster is there."""
     if all(address.host in ("127.0.0.1", "localhost") for address in addresses):
         return "127.0.0.1"

@@ -22,11 +22,14 @@ from gostore.cluster.members import (
     is_legal,
 )
 from gostore.cluster.ring import CheckedPlacement, HashRing, Placement
-from gostore.core.errors import NotFound, PolicyError, Unavailable
+from gostore.core.errors import NotFound, NotSupported, PolicyError, Unavailable
 from gostore.core.slots import PolicySource, load_policy
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+FORMAT_VERSION: Final = 1
+"""Of a view as it is written and sent. The first one carries no number; a later one does, under ``version``."""
 
 RINGS_KEPT_MAX: Final = 16
 """Rings one cache keeps. A view needs one per ring; old views live as long as a repair compares with them."""
@@ -255,7 +258,12 @@ class View:
 
     @classmethod
     def from_wire(cls, wire: Any, cache: RingCache | None = None) -> View:
-        """Raises ``ValueError`` on anything that :meth:`to_wire` did not make."""
+        """Raises ``ValueError`` on anything that :meth:`to_wire` did not make, ``NotSupported`` for another format."""
+        if isinstance(wire, dict) and wire.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise NotSupported(
+                f"a view of the cluster has format version {wire['version']!r:.20}; this release reads version "
+                f"{FORMAT_VERSION}: run the release that wrote it, on all nodes"
+            )
         match wire:
             case {
                 "cluster": str(cluster),

@@ -11,7 +11,7 @@ from gostore.comm.links import DELAYED_FRAMES_MAX, Links
 from gostore.comm.outbox import Outbox
 from gostore.comm.peers import Peer
 from gostore.comm.transport import Inbound
-from gostore.comm.wire import HELLO, PACKET_OVERHEAD_BYTES_MAX, Codec, Frame, Packet, ProtocolError
+from gostore.comm.wire import HELLO, PACKET_OVERHEAD_BYTES_MAX, VERSION, Codec, Frame, Packet, ProtocolError
 from gostore.env import Env
 
 
@@ -46,6 +46,7 @@ class Receiver:
         # Until `resume`: datagrams may arrive before there is anything to answer them with.
         self._paused = True
         self._closed = False
+        self._warned = False  # of packets of another format version
 
     def pause(self) -> None:
         if not self._paused:
@@ -104,6 +105,13 @@ class Receiver:
             packet = self._codec.open(data)
         except ProtocolError as error:
             self._outbox.drop("", error.reason, len(data))
+            if error.reason == "version" and not self._warned:
+                self._warned = True
+                self._env.log.warning(
+                    "a packet from %s has wire format %d, and this release speaks %d: it is dropped, as all such will "
+                    "be; run the same release on all nodes and clients",
+                    host, data[0], VERSION,
+                )  # fmt: skip
             return False
         sender = packet.sender
         peer = self._directory.get(sender.name)

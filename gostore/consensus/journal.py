@@ -335,8 +335,8 @@ class _Replay:
         if not isinstance(head, list) or head[:1] != [FORMAT]:
             version = head[0] if isinstance(head, list) and head else head
             raise NotSupported(
-                f"the log of group {journal.group} has format {version!r:.20}, and this version reads {FORMAT}: "
-                "start the version that wrote it"
+                f"the log of group {journal.group} has format version {version!r:.20}; this release reads version "
+                f"{FORMAT}: run the release that wrote it"
             )
         _, point, configuration, hard, tomb = head
         opening = Opening(record.index, Point(*point), Configuration.from_wire(configuration))

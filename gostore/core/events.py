@@ -60,6 +60,15 @@ SCHEMA: Final[dict[str, tuple[str, str, dict[str, tuple[str, str]]]]] = {
     ),
     # node and membership
     "node_started": ("cls", "A process begins to serve.", {"incarnation": ("number", "which life of the node it is")}),
+    "lost_majority": (
+        "cls",
+        "A node starts whose cluster went on, unsafely, after a majority was lost: acknowledged writes may be gone.",
+        {
+            "recovery": ("name", "its number"),
+            "groups": ("keys", "in which one replica was made to decide"),
+            "lost": ("nodes", "that were given up"),
+        },
+    ),
     "node_ready": ("cls", "The node is online in its own view.", {"epoch": ("number", "the view's epoch")}),
     "node_stopping": ("cls", "The node says farewell.", {"reason": ("text", "why")}),
     "member": (

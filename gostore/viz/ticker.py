@@ -198,6 +198,7 @@ _Words = Callable[[Mapping[str, Any], str, str, list[str]], str]
 # kind -> (data, publisher, "whom it is about is/are", publishers) -> sentence
 _WORDS: Final[dict[str, _Words]] = {
     "node_started": lambda d, n, *_: f"{n} started, incarnation {d['incarnation']}",
+    "lost_majority": lambda d, n, *_: f"{n} goes on without {_plain(d['lost'])}: writes may be lost",
     "node_ready": lambda d, _, are, __: f"{are} ready, epoch {d['epoch']}",
     "node_stopping": lambda d, n, *_: f"{n} stops: {d['reason']}",
     "member": lambda d, _, are, nodes: f"{are} {d['state']}, epoch {d['epoch']}; {_seen(nodes)}",

@@ -278,7 +278,7 @@ def test_records_that_cannot_follow_from_one_another_are_refused(records: list[A
 
 def test_another_format_is_refused_by_name() -> None:
     head = msgpack.packb([2, "whatever"])
-    with pytest.raises(NotSupported, match="format 2"):
+    with pytest.raises(NotSupported, match="format version 2"):
         open_journal(Log([Record(GROUP, 0, 1, module.BEGIN, head)]))
 
 

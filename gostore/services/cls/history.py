@@ -2,6 +2,9 @@
 
 The events are records of group :data:`GROUP` in the node's log, with now and then a snapshot of the whole view. The
 group's index counts records; the epoch is in the record, because a view that was pulled may skip epochs.
+
+Formats: a record's kind is its format, a later format is another kind. A later file of the incarnation begins with
+``v`` and its version.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from gostore.cluster.view import RingCache, View
-from gostore.core.errors import Corrupt, Fenced, Unavailable
+from gostore.core.errors import Corrupt, Fenced, NotSupported, Unavailable
 from gostore.env import Env
 from gostore.services.cls.masters import NodeEvent, apply
 from gostore.storage import Wal
@@ -78,6 +81,8 @@ def _read(env: Env) -> tuple[int, str]:
     match text.split():
         case [number, mark] if number.isdecimal():
             return int(number), mark
+        case [version, *_] if version.startswith("v"):
+            raise NotSupported(f"{_FILE} has format {version:.20}, a newer one: run the release that wrote it")
     raise Corrupt(f"{_FILE} holds {text!r:.40}; expected a number and a mark. Restore it, or join under another name")
 
 
@@ -107,9 +112,17 @@ class History:
         self._since_snapshot = 0
 
     def load(self, cache: RingCache) -> View | None:
-        """The last view that was saved, ``None`` for a new node. Raises :class:`Corrupt`."""
+        """The last view that was saved, ``None`` for a new node.
+
+        Raises :class:`Corrupt`, and :class:`NotSupported` for records of another format.
+        """
         view: View | None = None
         for record in self._wal.records(GROUP):
+            if record.kind not in (EVENT, SNAPSHOT):
+                raise NotSupported(
+                    f"record {record.index} of the membership log is of kind {record.kind}, which this release does "
+                    "not know: run the release that wrote it"
+                )
             try:
                 wire = msgpack.unpackb(record.payload)
                 if record.kind == SNAPSHOT:

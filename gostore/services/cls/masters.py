@@ -38,8 +38,11 @@ from xxhash import xxh3_64_intdigest
 from gostore.cluster.members import MASTERS_RING, WAITING, Member, MemberChange, NodeState, is_legal
 from gostore.cluster.view import Founders, RingSpec, View, founders_from_wire, founders_to_wire
 from gostore.core.address import Address
-from gostore.core.errors import AlreadyExists, BadRequest, Fenced, GoStoreError, NotFound
+from gostore.core.errors import AlreadyExists, BadRequest, Fenced, GoStoreError, NotFound, NotSupported
 from gostore.core.slots import PolicySource
+
+EVENT_FIELDS: Final = 8
+"""Of an event as it is written and sent. A later format has more of them, by which it is recognised."""
 
 # Those who hold a place on the masters ring; the others give theirs to the next senior.
 _SEATED: Final = (NodeState.JOINING, NodeState.CONNECTING, NodeState.ONLINE, NodeState.DISCONNECTING, NodeState.OFFLINE)
@@ -86,7 +89,12 @@ class NodeEvent:
 
     @classmethod
     def from_wire(cls, wire: Any) -> NodeEvent:
-        """Raises ``ValueError`` on anything that :meth:`to_wire` did not make."""
+        """Raises ``ValueError`` on anything that :meth:`to_wire` did not make, ``NotSupported`` for another format."""
+        if isinstance(wire, list) and len(wire) > EVENT_FIELDS:
+            raise NotSupported(
+                f"an event of the masters has {len(wire)} fields; this release reads {EVENT_FIELDS}: run the release "
+                "that wrote it, on all nodes"
+            )
         match wire:
             case [
                 int(epoch), int(previous), int(term), str(master), [*members], policy, dict() | None as rings, founders

@@ -93,8 +93,9 @@ class Database:
     # containers
 
     async def create_container(
-        self, name: str, *, separator: str | None = None, replication: str | None = None
+        self, name: str, *, separator: str | None = None, replication: str | None = None, shown: str | None = None
     ) -> None:
+        """See ``KeyValue``. ``shown``: the name that errors and events give to what is in it; else its own."""
         if not _NAME.fullmatch(name):
             raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
         if separator is not None:
@@ -106,7 +107,7 @@ class Database:
                 "with the setting db.replication"
             )
         self._sequence += 1
-        wanted = Container(name, f"{name}@{self._client}.{self._sequence}", separator, here)
+        wanted = Container(name, f"{shown or name}@{self._client}.{self._sequence}", separator, here)
         for _ in range(CREATE_ATTEMPTS_MAX):
             found = await self._lookup(name)
             if found is not None:
@@ -136,6 +137,49 @@ class Database:
         )
         self._known.pop(name, None)
         await self.commit([], [Write("delete", SYSTEM, name)])
+
+    async def stage_container(self, staged: str, name: str, separator: str | None) -> None:
+        """A container to be filled before :meth:`put_in_place` gives it its name.
+
+        ``staged`` must never have been used: nodes remember what a name stands for until that is dropped.
+        """
+        await self.create_container(staged, separator=separator, shown=name)
+
+    async def put_in_place(self, names: Mapping[str, str], *, replace: bool) -> None:
+        """Give staged containers (staged name -> name) their names, in one transaction.
+
+        A container that has the name already is dropped afterwards if ``replace``, else it raises ``AlreadyExists``.
+        Raises ``NotFound`` for one that is not staged (any more). If it fails half way, do it again.
+        """
+        reads: list[PointRead] = []
+        writes: list[Write] = []
+        replaced: list[str] = []
+        for staged, name in names.items():
+            if not _NAME.fullmatch(name):
+                raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
+            new, old = await self.get(SYSTEM, staged), await self.get(SYSTEM, name)
+            if old.found and old.value.get("staged") == staged and (not new.found or new.value["dropping"]):
+                if new.found:
+                    replaced.append(staged)
+                continue  # an earlier call has done it, and was not heard
+            if not new.found or new.value["dropping"]:
+                raise NotFound(f"the container {staged!r} is not staged: begin the restore again")
+            if old.found and not replace:
+                raise AlreadyExists(f"the container {name!r} exists: drop it, or say that it is to be replaced")
+            reads += PointRead(SYSTEM, staged, new.version), PointRead(SYSTEM, name, old.version)
+            writes.append(Write("set", SYSTEM, name, {**new.value, "staged": staged}))
+            if old.found:
+                # Under the staged name, so that whoever goes on after an interruption finds what is to be dropped.
+                writes.append(Write("set", SYSTEM, staged, {**old.value, "dropping": True}))
+                replaced.append(staged)
+            else:
+                writes.append(Write("delete", SYSTEM, staged))
+        await self.commit(reads, writes)
+        for staged, name in names.items():
+            self._known.pop(staged, None)
+            self._known.pop(name, None)
+        for staged in replaced:
+            await self.drop_container(staged)
 
     async def containers(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -252,6 +296,12 @@ class Database:
             return merge_pages(container, start, stop, limit, dict(zip(shards, answers, strict=True)))
 
         return await self._with_containers([container], run)
+
+    async def ask_all(self, function: str, args: list[Any], deadline_s: float) -> list[Any]:
+        """The answers of all shards' primaries, in order, asked at the same time; raises the first error."""
+        return await self._all_shards(
+            range(self._config.shards), lambda shard: self._router.call(shard, function, args, deadline_s)
+        )
 
     async def _all_shards(self, shards: Iterable[int], run: Callable[[int], Awaitable[Any]]) -> list[Any]:
         """Ask shards at the same time; raises the first error."""

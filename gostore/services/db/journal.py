@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import msgpack
 
-from gostore.core.errors import Corrupt
+from gostore.core.errors import Corrupt, NotSupported
 from gostore.services.db.entries import (
     CONFIGURATION,
     Configuration,
@@ -45,6 +45,9 @@ from gostore.services.db.entries import (
 from gostore.storage.wal import Wal
 
 ENTRY, TRUNCATE, PROMISE, BEGIN, PIECE, END = range(6)
+
+HEAD_FIELDS: Final = 4
+"""Of a ``BEGIN``. A later format has more of them, by which it is recognised."""
 
 WINDOW_ENTRIES_MAX: Final = 1024
 """Applied entries kept in memory for lagging replicas; whoever lags more gets a snapshot."""
@@ -272,7 +275,13 @@ class _Replay:
         journal._take(entry)
 
     def _begin(self, payload: bytes) -> None:
-        index, term, found, reset = msgpack.unpackb(payload)
+        head = msgpack.unpackb(payload)
+        if len(head) != HEAD_FIELDS:
+            raise NotSupported(
+                f"the log of group {self._journal._group} has a head of {len(head)} fields; this release reads "
+                f"{HEAD_FIELDS}: run the release that wrote it"
+            )
+        index, term, found, reset = head
         configuration = None if found is None else Configuration.from_wire(found)
         self._begun = (Point(index, term), configuration, reset)
         self._pieces = []

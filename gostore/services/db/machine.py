@@ -62,6 +62,9 @@ PREPARED_MAX: Final = 1024
 DROPPED_MAX: Final = 4096
 """Dropped containers remembered, so that a node that has not heard of it cannot write into one."""
 
+COMMANDS: Final = ("commit", "begin", "prepare", "decide", "forget", "drop")
+"""Those of this release. A later format of a command has another name."""
+
 SNAPSHOT_FORMAT: Final = 1
 SNAPSHOT_PIECE_SIZE_BYTES: Final = 256 * 1024
 """About this much is packed, sent and written at a time."""
@@ -149,7 +152,12 @@ class ShardMachine:
                     self._dropped.popitem(last=False)
                 self.store.drop(container, index)
                 return ["ok", index]
-        # Every member runs the same format version; an entry that nobody can read must stop the shard, not be skipped.
+        # An entry that this node cannot read must stop it, and not be skipped: others may have applied it.
+        if isinstance(command, list) and command and isinstance(command[0], str) and command[0] not in COMMANDS:
+            raise NotSupported(
+                f"shard {self.shard}: entry {index} is a command {command[0]!r:.40}, which this release does not know: "
+                "run the release that wrote it, on all nodes"
+            )
         raise Corrupt(f"shard {self.shard}: entry {index} is no command: {command!r:.100}")
 
     def skip(self, index: int) -> None:
@@ -368,7 +376,10 @@ class Restorer:
         match record:
             case ["header", int(version), int(shard), int(applied), bool(sessions_dropped)]:
                 if version != SNAPSHOT_FORMAT:
-                    raise NotSupported(f"snapshot format {version}: this node reads format {SNAPSHOT_FORMAT}")
+                    raise NotSupported(
+                        f"a snapshot of shard {shard} has format version {version}; this release reads version "
+                        f"{SNAPSHOT_FORMAT}: run the release that wrote it, on all nodes"
+                    )
                 if shard != machine.shard:
                     raise ValueError(f"it is of shard {shard}")
                 machine.applied = applied

@@ -64,6 +64,8 @@ class Store:
         self.size_bytes = 0
         """Of all keys and packed values that are current."""
         self.objects = 0
+        self.newest = 0
+        """Index of the latest change since this store was made; not part of the state."""
 
     def current(self, container: str, key: str) -> Stored | None:
         entries = self._containers.get(container)
@@ -110,6 +112,7 @@ class Store:
             self.objects += previous is None
         if previous is not None:
             self.size_bytes -= _size(key, previous.packed)
+        self.newest = index
         self._remember(Change(index, prepared or index, container, key, previous))
 
     def drop(self, container: str, index: int) -> None:
@@ -117,6 +120,7 @@ class Store:
         for key, stored in self._containers.pop(container, {}).items():
             self.objects -= 1
             self.size_bytes -= _size(key, stored.packed)
+        self.newest = index
         self.forget_history(index)
 
     def forget_history(self, floor: int) -> None:

@@ -16,6 +16,7 @@ from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_
 from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
+from gostore.services.db.backup import Pins, take_cut
 from gostore.services.db.database import LINEARIZABLE, Database
 from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.quorum import QUORUM_FROM, Quorum
@@ -75,6 +76,8 @@ class DbService:
         self._complained = 0
         """The epoch whose ring cannot be asked: its placement raises."""
         self._started = False
+        self._pins = Pins()
+        self._cuts = 0
         self._router = Router(endpoint, self._candidates, self._serve)
         self.database = Database(env, self._router, config.db, f"{env.name}.{endpoint.incarnation}")
         world = World(
@@ -93,6 +96,7 @@ class DbService:
             incarnation=endpoint.incarnation,
             compaction=Compaction(entries=config.db.snapshot_entries),
             value_size_bytes_max=config.db.value_size_bytes_max,
+            pins=self._pins,
         )
         self._check_disk(wal, config)
         self._shards = [Shard(world, number) for number in range(config.db.shards)]
@@ -118,6 +122,7 @@ class DbService:
     async def stop(self) -> None:
         """Take part no longer. The tasks are the node's, and end with it."""
         self._started = False
+        self._pins.stop()
         if self._unwatch is not None:
             self._unwatch()
 
@@ -261,6 +266,41 @@ class DbService:
     async def shards(self, call: Call) -> list[Any]:
         """Every shard of the cluster, as its primary has it; see :meth:`all_shards`."""
         return await self.all_shards()
+
+    # for backups (gostore.client.backup)
+
+    @remote
+    async def backup_begin(self, call: Call) -> list[Any]:
+        """Take a cut: [its name, [[node that keeps it, index], ...] for each shard in order]."""
+        self._cuts += 1
+        name = f"{self._env.name}.{self._endpoint.incarnation}.{self._cuts}"
+        deadline_s = self._router.deadline(None)
+        return list(await take_cut(self._env, self.database.ask_all, name, deadline_s))
+
+    @remote
+    async def backup_containers(self, call: Call, cut: str, shard: int) -> list[Any]:
+        """[[name inside the shards, objects], ...] of a shard that this node keeps."""
+        return self._pins.containers(cut, shard)
+
+    @remote
+    async def backup_rows(self, call: Call, cut: str, shard: int, container: str, place: int) -> list[Any]:
+        """[[[key, packed value], ...], next place or null]; ``container``: its name inside the shards."""
+        return self._pins.page(cut, shard, container, place)
+
+    @remote
+    async def backup_end(self, call: Call, cut: str) -> None:
+        """Keep it no longer."""
+        self._pins.drop(cut)
+
+    @remote
+    async def stage_container(self, call: Call, staged: str, name: str, separator: str | None) -> None:
+        """A container to be filled, which :meth:`put_in_place` will call ``name``; ``staged`` is never used again."""
+        await self.database.stage_container(staged, name, separator)
+
+    @remote
+    async def put_in_place(self, call: Call, names: dict[str, str], replace: bool) -> None:
+        """Give staged containers their names, all at once: {staged name: name}."""
+        await self.database.put_in_place(names, replace=replace)
 
     async def run_block(self, steps: list[Any]) -> list[Value]:
         """Run again on a conflict, a bounded number of times; then raises ``Conflict``."""

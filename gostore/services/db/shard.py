@@ -27,6 +27,7 @@ from gostore.core.errors import (
 )
 from gostore.core.keyvalue import Path, Versioned, path_from_wire
 from gostore.env import Env
+from gostore.services.db.backup import HOLD_S, Gate, Pins
 from gostore.services.db.coordinator import Coordinator
 from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
 from gostore.services.db.replication import Group, Replication, ShardStatus
@@ -40,6 +41,9 @@ LOCK_WAIT_S: Final = 2.0
 """So long a request waits for the lock of a transaction across shards. Larger: fewer conflicts, slower answers."""
 
 LOCK_WAITERS_MAX: Final = 4096
+
+GATED: Final = ("commit", "coordinate", "drop")
+"""What begins a change; it waits while a cut is taken."""
 
 EVENT_KEYS_MAX: Final = 8
 """Keys named in one event."""
@@ -75,6 +79,7 @@ class World:
     incarnation: int
     compaction: Compaction
     value_size_bytes_max: int
+    pins: Pins
 
 
 class Shard:
@@ -87,6 +92,7 @@ class Shard:
         self.machine = ShardMachine(number, world.value_size_bytes_max)
         self._changed = asyncio.Event()
         self._waiting = 0
+        self._gate: Gate | None = None
         self.commits = 0
         self.conflicts = 0
         self.coordinator = Coordinator(world.env, self, world.shards)
@@ -203,6 +209,8 @@ class Shard:
 
     async def serve(self, function: str, args: list[Any], deadline_s: float) -> Any:
         """One request, from any node; raises ``NotOwner`` when this one is not the primary."""
+        if self._gate is not None and function in GATED:
+            await self._pass_gate(deadline_s)
         match function, args:
             case "get", [str(container), str(key), path, at]:
                 return await self._get(container, key, path_from_wire(path), at, deadline_s)
@@ -222,7 +230,55 @@ class Shard:
                 return await self.coordinator.decision(transaction, deadline_s)
             case "drop", [str(container)]:
                 return await self.propose(["drop", container], deadline_s)
+            case (("hold" | "pin" | "confirm" | "release"), [str(cut), *more]):
+                return await self._take_part(function, cut, more, deadline_s)
         raise BadRequest(f"shard {self.number} has no {function!r} with {len(args)} such arguments")
+
+    # for a backup: see gostore.services.db.backup
+
+    async def _take_part(self, function: str, cut: str, more: list[Any], deadline_s: float) -> Any:
+        if function == "hold":
+            await self.replication.read_barrier(deadline_s)
+            self._hold(cut)
+        elif function == "pin":
+            await self._readable(lambda: self.machine.prepared, deadline_s)
+            self._world.pins.keep(cut, self.number, self.machine.store)
+            return [self._env.name, self.machine.applied]
+        elif function == "confirm":
+            await self.replication.read_barrier(deadline_s)
+            unchanged = self._world.pins.unchanged(cut, self.number, self.machine.store)
+            return unchanged and not self.machine.prepared
+        else:
+            self._release(cut, keep=more == [True])
+        return None
+
+    def _hold(self, cut: str) -> None:
+        gate, self._gate = self._gate, Gate(cut, asyncio.get_running_loop().time() + HOLD_S)
+        if gate is not None:
+            gate.opened.set()
+
+    async def _pass_gate(self, deadline_s: float) -> None:
+        """Return when no cut is being taken. Raises ``Unavailable``."""
+        loop = asyncio.get_running_loop()
+        while (gate := self._gate) is not None and loop.time() < gate.until_s:
+            if self._waiting >= LOCK_WAITERS_MAX or loop.time() >= deadline_s:
+                raise Unavailable(f"shard {self.number} is held for a backup: try again later")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout_at(min(gate.until_s, deadline_s)):
+                    await gate.opened.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting -= 1
+        self._gate = None
+
+    def _release(self, cut: str, *, keep: bool) -> None:
+        if self._gate is not None and self._gate.cut == cut:
+            self._gate.opened.set()
+            self._gate = None
+        if not keep:
+            self._world.pins.drop(cut)
 
     async def propose(self, command: list[Any], deadline_s: float) -> Outcome:
         outcome: Outcome = await self.replication.propose(pack_command(command), deadline_s)
