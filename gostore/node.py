@@ -93,7 +93,7 @@ class Node:
         self.rest = RestServer(env, self.fs, config)
         self.admin = AdminService(
             env, self.endpoint, config, membership=self.cls, db=self.db, fs=self.fs, locator=self.fs,
-            storage={"wal": self.wal, "blobs": self.blobs}, stop=self.request_stop,
+            consensus=self.groups, storage={"wal": self.wal, "blobs": self.blobs}, stop=self.request_stop,
         )  # fmt: skip
         for service in (self.groups, self.cls, self.db, self.fs, self.admin):
             self.endpoint.register(service)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Final, Self
 from gostore.client import conditions
 from gostore.client.conditions import Condition, Statuses, describe, good_ones
 from gostore.client.connection import Connection
+from gostore.client.consensus import merged_groups
 from gostore.client.files import FsHandle
 from gostore.client.nodes import Life, NodeHandle, Nodes
 from gostore.client.objects import DbHandle
@@ -106,6 +107,9 @@ class Testbed(SyncTwins, ABC):
         self._policy_failures: dict[str, tuple[str, str]] = {}
         """Node -> (policy, error), until another policy is installed there."""
         self._subscriptions: list[tuple[str, tuple[str, ...], float]] = [("always", FOLLOWED, 0.0)]
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._groups_fresh: list[str] = []
+        """What nodes said last of their groups, and who answered the last time."""
         self._arcs: tuple[Any, list[Any]] = (None, [])
         self._on_stop: dict[int, Callable[[], None]] = {}
         self._last_snapshot: dict[str, Any] = {}
@@ -179,7 +183,7 @@ class Testbed(SyncTwins, ABC):
         """End the cluster. A second call does nothing."""
         if self._running:
             try:
-                self._last_snapshot = {**await self.snapshot(), "running": False}
+                self._last_snapshot = {**await self._look(), "running": False}
             except GoStoreError:
                 pass  # the one before it stays; a cluster that is in trouble can be stopped all the same
             self._running = False
@@ -460,12 +464,19 @@ class Testbed(SyncTwins, ABC):
         """The cluster now, as plain JSON values (schema: ``gostore.viz.graph``); takes at most about a second."""
         if not self._running:
             return self._last_snapshot or self._take({}, {})
+        # Only somebody who looks pays for this: the end of the cluster takes what was last known.
+        answers = good_ones(await self._ask_all("groups", STATUS_TIMEOUT_S))
+        self._groups.update(answers)
+        self._groups_fresh = list(answers)
+        return await self._look()
+
+    snapshot_sync = sync_twin(snapshot)
+
+    async def _look(self) -> dict[str, Any]:
         statuses = await self._ask_all("status", STATUS_TIMEOUT_S)
         good = good_ones(statuses)
         await self._refresh_arcs(good)
         return self._take(statuses, good)
-
-    snapshot_sync = sync_twin(snapshot)
 
     def _take(self, statuses: Mapping[str, Any], good: Mapping[str, Any]) -> dict[str, Any]:
         facts = []
@@ -490,9 +501,12 @@ class Testbed(SyncTwins, ABC):
             {"from": a, "to": b, "blocked": effect.drop >= 1.0, "drop": effect.drop, "delay_s": effect.delay_s}
             for (a, b), effect in self.faults.links().items()
         ]
+        alive = [name for name in self.nodes if self.life_of(name).answers]
+        groups = merged_groups(self._groups, fresh=[n for n in self._groups_fresh if n in alive], alive=alive)
+        replication = next((answer["replication"] for answer in self._groups.values()), None)
         return snapshot(
             facts, name=self.name, world=self.world, time_s=time_s, started_ms=started_ms, running=self._running,
-            arcs=self._arcs[1], links=links,
+            arcs=self._arcs[1], links=links, groups=groups, replication=replication,
         )  # fmt: skip
 
     async def _refresh_arcs(self, statuses: Mapping[str, dict[str, Any]]) -> None:

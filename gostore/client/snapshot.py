@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(slots=True)
@@ -33,6 +33,8 @@ def snapshot(
     running: bool,
     arcs: Sequence[Any],
     links: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    replication: str | None,
 ) -> dict[str, Any]:
     """Assemble the snapshot. ``facts`` are in launch order."""
     fresh = [fact.status for fact in facts if fact.status and not fact.stale]
@@ -55,6 +57,8 @@ def snapshot(
         "nodes": [_node(fact, newest.get("members", {}), fresh) for fact in facts],
         "arcs": list(arcs),
         "links": list(links),
+        "replication": replication,
+        "groups": list(groups),
         "repair": {
             "active": any(repair["active"] for repair in repairs),
             "missing": sum(repair["missing"] for repair in repairs),

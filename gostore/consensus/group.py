@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gostore.consensus.configuration import Configuration
 from gostore.consensus.journal import Journal
 from gostore.consensus.messages import COMMAND, CONFIGURATION, NOOP, Entry, Message, Point, Vote
-from gostore.consensus.pieces import fragments
+from gostore.consensus.pieces import FRAGMENT_SIZE_BYTES_MAX, fragments
 from gostore.consensus.raft import Raft
 from gostore.consensus.ready import FOLLOWER, LEADER, HardState, ReadState, Ready, Snapshot, Status
 from gostore.core.errors import GoStoreError, NotOwner, Timeout, Unavailable
@@ -175,9 +175,18 @@ class Group:
         return self.journal.start.index
 
     def statistics(self) -> dict[str, Any]:
-        """For views: as :meth:`Raft.statistics`, and ``snapshot``: the index of the latest one."""
+        """For views: as :meth:`Raft.statistics`, and ``snapshot``: the index of the latest one; ``installed``: how many
+        came from a leader since the start; ``size_bytes``: about what one weighs. Of a follower that is being sent one
+        there is ``sent_bytes``: what it has acknowledged.
+        """
         found = {} if self.raft is None else self.raft.statistics()
-        return {**found, "applied": self.applied, "snapshot": self.snapshot_index}
+        for follower in found.get("followers", {}).values():
+            if "chunk" in follower:
+                follower["sent_bytes"] = follower["chunk"] * FRAGMENT_SIZE_BYTES_MAX
+        return {
+            **found, "applied": self.applied, "snapshot": self.snapshot_index, "installed": self.snapshots_installed,
+            "size_bytes": self.machine.size_bytes,
+        }  # fmt: skip
 
     # what is asked of it
 

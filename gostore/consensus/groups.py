@@ -29,6 +29,7 @@ import math
 from collections.abc import Iterable
 from contextvars import copy_context
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from gostore.comm.endpoint import Endpoint
@@ -48,6 +49,9 @@ BATCH_SIZE_BYTES_MAX: Final = 1024 * 1024
 
 UNSYNCED_SIZE_BYTES_MAX: Final = 16 * 1024 * 1024
 """Written and not synced; above this the cores wait. Well below what the node's log buffers."""
+
+DESCRIBED_MAX: Final = 256
+"""Groups told of at a time; a view shows no more."""
 
 MESSAGE_OVERHEAD_BYTES: Final = 64
 ENTRY_OVERHEAD_BYTES: Final = 16
@@ -134,6 +138,18 @@ class Groups:
         """Since the start: turns, casts (one per peer and turn), messages in them, syncs; and groups, quiet ones."""
         quiet = sum(group.raft is not None and group.raft.deadline_s == math.inf for group in self._groups.values())
         return {**self._statistics, "groups": len(self._groups), "quiet": quiet}
+
+    def described(self) -> list[dict[str, Any]]:
+        """For views: the groups that this node holds a log of, or is a member of, by their numbers: ``name``, and the
+        figures of :meth:`Group.statistics`. At most ``DESCRIBED_MAX``.
+        """
+        ordered = (group for _, group in sorted(self._groups.items()))
+        held = (
+            group
+            for group in ordered
+            if group.begun and (group.last.index or self.env.name in group.configuration.members)
+        )
+        return [{"name": group.name, **group.statistics()} for group in islice(held, DESCRIBED_MAX)]
 
     @remote
     def messages(self, call: Call, items: list[Any]) -> None:

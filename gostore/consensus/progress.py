@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from gostore.consensus.ready import Snapshot
 from gostore.consensus.tunables import Tunables
@@ -68,6 +68,11 @@ class Progress:
         self._inflight: deque[tuple[int, int]] = deque()  # (last index, bytes) of appends that are not answered
         self._inflight_size = 0
         self._sent_round = 0
+
+    def statistics(self) -> dict[str, Any]:
+        """``state``, ``match``, ``next``; while a snapshot is on its way also the ``chunk`` that is not acknowledged."""
+        found = {"state": self.state, "match": self.match, "next": self.next}
+        return found if self.transfer is None else {**found, "chunk": self.transfer.number}
 
     def may_send(self, tunables: Tunables) -> bool:
         if self.state == PROBE:

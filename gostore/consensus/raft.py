@@ -145,10 +145,7 @@ class Raft:
             "outgoing": list(configuration.outgoing),
             "followers": {}
             if leading is None
-            else {
-                name: {"state": progress.state, "match": progress.match, "next": progress.next}
-                for name, progress in leading.progress.items()
-            },
+            else {name: progress.statistics() for name, progress in leading.progress.items()},
         }
 
     # what is asked of the group

@@ -14,6 +14,16 @@ The snapshot (``testbed.snapshot()``) is a plain dictionary of JSON values:
                       ``rest``, ``pid``, ``shards`` (led), ``shards_held``, ``chunks``, ``bytes``, ``counters``
                       (cumulative)
 ``arcs``              ``[start, end, owners]``: tokens as 16 hex digits, start <= token < end, preference list
+``replication``       the shards' policy: ``raft``, or a lesson; ``None`` while nobody has said
+``groups``            of consensus, ``masters`` first, then the shards by number; each ``name``, ``kind`` (``raft``, or the
+                      policy), ``state`` (``led``, ``election``: somebody stands, ``leaderless``: nobody yet,
+                      ``no quorum``: too few live, ``unknown``: nobody answers), ``leader``, ``term``, ``quiet``,
+                      ``last`` and ``committed`` (indices), ``voters``, ``learners``, ``outgoing``, and ``replicas``:
+                      node -> ``last`` (where its log ends, as the leader knows; ``None``: unknown), ``state`` (the
+                      leader's: ``probe``, ``replicate``, ``snapshot``, or ``None``), ``member``, ``down`` (dead or
+                      paused), ``stale`` (no answer), and, as far as it has said, ``role``, ``term``, ``applied``,
+                      ``snapshot`` (index of its latest), ``installed`` (how many came from a leader); while it is
+                      sent one, ``sent_bytes`` of about ``size_bytes``
 ``links``             what is not an ordinary link: ``from``, ``to``, ``blocked``, ``drop``, ``delay_s``; also ``rates``
 ``repair``            ``active``, ``missing`` (chunks with too few copies), ``copied`` (since this repair began)
 ====================  ==================================================================================================

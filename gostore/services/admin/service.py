@@ -19,6 +19,9 @@ FEEDS_MAX: Final = 16
 """Subscriptions of one node; the oldest ends when one more comes."""
 
 ARCS_MAX: Final = 4_096
+GROUPS_MAX: Final = 256
+"""Groups that one answer describes."""
+
 STOP_DELAY_S: Final = 0.05
 """Between the answer to ``stop`` and the stop, so that the answer leaves."""
 
@@ -47,12 +50,19 @@ class Database(Part, Protocol):
     """``counters``: of its statistics those that cost nothing, ``commits`` and ``conflicts`` among them."""
 
     def counters(self) -> dict[str, int]: ...
+    def own_shards(self) -> list[dict[str, Any]]: ...
 
 
 class Locator(Protocol):
     """What is needed of fs to show a file's replicas."""
 
     async def locate(self, path: str) -> dict[str, Any]: ...
+
+
+class Consensus(Protocol):
+    """What is needed of the driver of the consensus groups."""
+
+    def described(self) -> list[dict[str, Any]]: ...
 
 
 class Storage(Protocol):
@@ -73,6 +83,7 @@ class AdminService:
         db: Database,
         fs: Part,
         locator: Locator,
+        consensus: Consensus,
         storage: dict[str, Storage],
         stop: Callable[[], None],
     ) -> None:
@@ -83,6 +94,7 @@ class AdminService:
         self._db = db
         self._fs = fs
         self._locator = locator
+        self._consensus = consensus
         self._storage = storage
         self._stop = stop
         self._feeds: dict[str, tuple[Feed, asyncio.Task[None]]] = {}
@@ -168,6 +180,27 @@ class AdminService:
         }
 
     @remote
+    async def groups(self, call: Call) -> dict[str, Any]:
+        """What this node knows of the groups it is in: ``replication`` (the shards' policy) and ``groups``, each with
+
+        ``name``, ``kind`` (``raft``, or the policy), ``role``, ``term``, ``leader``, ``quiet``, ``last``, ``committed``,
+        ``applied``, ``snapshot`` (index of the latest), ``installed`` (snapshots that came from a leader), ``size_bytes``
+        (of a snapshot, about), ``voters``, ``learners``, ``outgoing``, and at the leader ``followers``: name ->
+        ``state`` (probe, replicate, snapshot), ``match``, and ``sent_bytes`` of a snapshot on its way.
+
+        A policy that is no consensus group gives what its :class:`ShardStatus` has.
+        """
+        policy = self._config.policies.get("replication")
+        replication = PolicySource.from_wire(policy).name if policy else self._config.db.replication
+        groups = [{"kind": "raft", **group} for group in self._consensus.described()]
+        known = {group["name"] for group in groups}
+        for shard in self._db.own_shards():
+            name = f"shard {shard['shard']}"
+            if name not in known and shard["role"] != "idle" and len(groups) < GROUPS_MAX:
+                groups.append({"kind": replication, "name": name, **_as_group(shard)})
+        return {"replication": replication, "groups": groups}
+
+    @remote
     async def arcs(self, call: Call, limit: int = ARCS_MAX) -> list[Any]:
         """The ring: [start, end, owners] with tokens as 16 hexadecimal digits; equal neighbours merged."""
         return merged_arcs(arcs_of(self._view.ring()), min(limit, ARCS_MAX))
@@ -249,6 +282,29 @@ class AdminService:
     async def stop(self, call: Call) -> None:
         """End this node, in order."""
         asyncio.get_running_loop().call_later(STOP_DELAY_S, self._stop)
+
+
+_ROLES: Final = {"primary": "leader", "recovering": "candidate"}
+
+
+def _as_group(shard: dict[str, Any]) -> dict[str, Any]:
+    """The status of a shard in the words of a consensus group."""
+    return {
+        "role": _ROLES.get(shard["role"], "follower"),
+        "term": shard["generation"],
+        "leader": shard["primary"],
+        "quiet": False,
+        "last": shard["last_index"],
+        "committed": shard["committed"],
+        "applied": shard.get("applied", shard["committed"]),
+        "snapshot": 0,
+        "installed": 0,
+        "size_bytes": shard.get("size_bytes", 0),
+        "voters": shard["replicas"],
+        "learners": [],
+        "outgoing": [],
+        "followers": {},
+    }
 
 
 def _describe(member: Member) -> dict[str, Any]:
