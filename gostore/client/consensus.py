@@ -86,7 +86,7 @@ def _merged(name: str, told: Told, fresh: Collection[str], alive: Collection[str
 
 
 def _leader(heard: Told, alive: Collection[str]) -> str | None:
-    """Who leads in the highest term: who says so of itself, or whom others follow, if it lives and only is slow to answer.
+    """Who leads in the highest term: who says so of itself, or whom others follow, if it lives and is slow to answer.
 
     Nobody whose process is dead or paused: others follow it until they notice, and that is an election to come.
     """
@@ -113,9 +113,7 @@ def _state(heard: Told, leader: str | None, voters: Collection[str], alive: Coll
     return ELECTION if any(one["role"] in STANDING for one in heard.values()) else LEADERLESS
 
 
-def _position(
-    own: Mapping[str, Any] | None, seen: Mapping[str, Any] | None, best: Mapping[str, Any]
-) -> dict[str, Any]:
+def _position(own: Mapping[str, Any] | None, seen: Mapping[str, Any] | None, best: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of one replica: by itself (``own``), and by the leader (``seen``)."""
     found = {key: own[key] for key in ("role", "term", "applied", "snapshot", "installed")} if own else {}
     last = min(own["last"], best["last"]) if own else None

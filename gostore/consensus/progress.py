@@ -70,7 +70,7 @@ class Progress:
         self._sent_round = 0
 
     def statistics(self) -> dict[str, Any]:
-        """``state``, ``match``, ``next``; while a snapshot is on its way also the ``chunk`` that is not acknowledged."""
+        """``state``, ``match``, ``next``; of a snapshot on its way also the ``chunk`` that is not acknowledged."""
         found = {"state": self.state, "match": self.match, "next": self.next}
         return found if self.transfer is None else {**found, "chunk": self.transfer.number}
 

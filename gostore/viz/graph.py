@@ -15,8 +15,8 @@ The snapshot (``testbed.snapshot()``) is a plain dictionary of JSON values:
                       (cumulative)
 ``arcs``              ``[start, end, owners]``: tokens as 16 hex digits, start <= token < end, preference list
 ``replication``       the shards' policy: ``raft``, or a lesson; ``None`` while nobody has said
-``groups``            of consensus, ``masters`` first, then the shards by number; each ``name``, ``kind`` (``raft``, or the
-                      policy), ``state`` (``led``, ``election``: somebody stands, ``leaderless``: nobody yet,
+``groups``            of consensus, ``masters`` first, then the shards by number; each ``name``, ``kind`` (``raft``,
+                      or the policy), ``state`` (``led``, ``election``: somebody stands, ``leaderless``: nobody yet,
                       ``no quorum``: too few live, ``unknown``: nobody answers), ``leader``, ``term``, ``quiet``,
                       ``last`` and ``committed`` (indices), ``voters``, ``learners``, ``outgoing``, and ``replicas``:
                       node -> ``last`` (where its log ends, as the leader knows; ``None``: unknown), ``state`` (the

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gostore.client.consensus import with_leader
 from gostore.core.events import Event
 from gostore.viz.scene import Picture
 from gostore.viz.ticker import Ticker
@@ -52,7 +53,10 @@ class Sampler:
                 self._count(event.node, data["peer"], "drop")
             case "chunk_copied":
                 self._count(data["source"], event.node, "copy")
-            case "member" | "suspect" | "refute" | "master" | "view" | "node_started" | "node_stopping":
+            case (
+                "member" | "suspect" | "refute" | "master" | "view" | "node_started" | "node_stopping"
+                | "raft_leader" | "raft_snapshot" | "raft_configuration"
+            ):  # fmt: skip
                 self._states.append(event)
         self.ticker.add(event)
 
@@ -152,6 +156,7 @@ def apply_states(snapshot: dict[str, Any], events: list[Event]) -> dict[str, Any
     """
     nodes: dict[str, dict[str, Any]] = {node["name"]: dict(node) for node in snapshot["nodes"]}
     master, epoch = snapshot.get("master"), snapshot.get("epoch", 0)
+    groups = snapshot.get("groups", [])
     for event in events:
         data = event.data
         member = nodes.get(str(data.get("member", "")))
@@ -166,8 +171,13 @@ def apply_states(snapshot: dict[str, Any], events: list[Event]) -> dict[str, Any
                 epoch = data["epoch"]
             case "master" if data["epoch"] >= epoch:
                 master, epoch = data["member"], data["epoch"]
-    found = {**snapshot, "nodes": list(nodes.values()), "master": master, "epoch": epoch}
-    return snapshot if found == {"master": None, "epoch": 0, **snapshot} else found
+            case "raft_leader":
+                groups = [
+                    with_leader(group, data["leader"], data["term"]) if group["name"] == data["group"] else group
+                    for group in groups
+                ]
+    found = {**snapshot, "nodes": list(nodes.values()), "master": master, "epoch": epoch, "groups": groups}
+    return snapshot if found == {"master": None, "epoch": 0, "groups": [], **snapshot} else found
 
 
 def with_traffic(picture: Picture, gauges: Gauges, ticker: Ticker) -> Picture:

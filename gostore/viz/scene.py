@@ -13,6 +13,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from gostore.viz.consensus import consensus_panel, electing, terms_led
 from gostore.viz.graph import circle, look_of, turn_of, width_of
 from gostore.viz.palette import OKABE_ITO, colors
 
@@ -61,10 +62,11 @@ def cluster_picture(graph: nx.DiGraph) -> Picture:
         "facts": _headline(about),
         "uptime": clock(about.get("time_s", 0.0)),
         "status": "live" if running else "stopped",
-        "chips": _chips(nodes, about.get("repair") or {}) if running else [],
+        "chips": _chips(nodes, about) if running else [],
         "nodes": nodes,
         "links": [_link(a, b, data) for a, b, data in graph.edges(data=True) if data.get("blocked") or _slow(data)],
         "summary": _summary(graph),
+        "consensus": consensus_panel(about, [node["id"] for node in nodes]),
         "gauges": [],
         "ticker": [],
         "mark": None,
@@ -106,6 +108,7 @@ def graph_picture(graph: nx.Graph, *, layout: str = "auto", title: str = "") -> 
             for a, b, data in edges[:NODE_EDGES_MAX]
         ],
         "summary": [],
+        "consensus": None,
         "gauges": [],
         "ticker": [],
         "mark": None,
@@ -149,12 +152,16 @@ def _headline(about: Mapping[str, Any]) -> list[str]:
     return facts
 
 
-def _chips(nodes: Sequence[Mapping[str, Any]], repair: Mapping[str, Any]) -> list[list[str]]:
+def _chips(nodes: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[list[str]]:
     chips = []
     for look, word in _CHIPS:
         count = sum(1 for node in nodes if node["look"] == look)
         if count:
             chips.append([look, f"{count} {word}"])
+    leaderless = electing(about.get("groups") or ())
+    if leaderless:
+        chips.append(["suspect", f"{plural(leaderless, 'group')} without a leader"])
+    repair = about.get("repair") or {}
     missing, copied = repair.get("missing", 0), repair.get("copied", 0)
     if missing:
         chips.append(["repair", f"repairing {copied * 100 // (copied + missing)} %"])
@@ -176,7 +183,7 @@ def _cluster_node(name: str, data: Mapping[str, Any], about: Mapping[str, Any]) 
         "x": round(data["pos"][0], 5),
         "y": round(data["pos"][1], 5),
         "master": master and look != "gone",
-        "facts": _node_facts(data, look, master),
+        "facts": _node_facts(name, data, look, master, about.get("groups") or ()),
     }
 
 
@@ -187,14 +194,18 @@ def _state_word(data: Mapping[str, Any], look: str) -> str:
     return look if look in ("paused", "suspect") else state
 
 
-def _node_facts(data: Mapping[str, Any], look: str, master: bool) -> list[list[str]]:
+def _node_facts(
+    name: str, data: Mapping[str, Any], look: str, master: bool, groups: Sequence[Mapping[str, Any]]
+) -> list[list[str]]:
     facts = [["state", _state_word(data, look) + (" · master" if master and look != "gone" else "")]]
     if data.get("suspect"):
         facts.append(["suspected by", ", ".join(data["suspect"])])
     plain = ("incarnation", "epoch", "address", "rest", "pid")
     words = {"rest": "REST", "pid": "process"}
     facts += [[words.get(key, key), str(data[key])] for key in plain if data.get(key) is not None]
-    if "shards" in data:
+    if groups:
+        facts.append(["leads", terms_led(groups, name) or "nothing"])
+    elif "shards" in data:
         facts.append(["leads shards", ", ".join(str(shard) for shard in data["shards"]) or "none"])
     if "shards_held" in data:
         facts.append(["holds", plural(len(data["shards_held"]), "shard")])

@@ -68,7 +68,7 @@ def snapshot(count: int = 5, *, time_s: float = 134.0, gone: tuple[str, ...] = (
             }
         )
     found = {
-        "version": 1,
+        "version": 2,
         "name": "gostore-5f3a",
         "world": "processes",
         "time_s": time_s,
@@ -82,9 +82,76 @@ def snapshot(count: int = 5, *, time_s: float = 134.0, gone: tuple[str, ...] = (
         "nodes": nodes,
         "arcs": arcs(online),
         "links": [],
+        "replication": "raft",
+        "groups": [],
         "repair": {"active": False, "missing": 0, "copied": 0},
     }
     return {**found, **changes}
+
+
+def replica(last: int | None, **changes: Any) -> dict[str, Any]:
+    """One replica of a group that is well; ``role``, ``state`` and whatever else as changed."""
+    found = {
+        "role": "follower", "term": 4, "applied": last, "snapshot": 0, "installed": 0, "last": last,
+        "state": "replicate", "stale": False, "down": False, "member": True,
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def group(name: str, members: list[str], *, committed: int = 812, term: int = 4, **changes: Any) -> dict[str, Any]:
+    """A group led by its first member, with everything committed everywhere."""
+    replicas = {member: replica(committed, term=term) for member in members}
+    replicas[members[0]].update(role="leader", state=None)
+    found = {
+        "name": name, "kind": "raft", "state": "led", "leader": members[0], "term": term, "quiet": True,
+        "last": committed, "committed": committed, "voters": members, "learners": [], "outgoing": [],
+        "replicas": replicas,
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def groups(count: int = 5, shards: int = 16) -> list[dict[str, Any]]:
+    """The masters and the shards of n1 ...; all is well."""
+    names = [f"n{i}" for i in range(1, count + 1)]
+    held = [[names[(shard + i) % count] for i in range(min(3, count))] for shard in range(shards)]
+    return [
+        group("masters", names[:5], committed=23, term=1),
+        *(group(f"shard {shard}", members, committed=700 + 37 * shard) for shard, members in enumerate(held)),
+    ]
+
+
+def _replica(group: dict[str, Any], place: int) -> dict[str, Any]:
+    found: dict[str, Any] = group["replicas"][group["voters"][place]]
+    return found
+
+
+def troubled(count: int = 5, shards: int = 16) -> list[dict[str, Any]]:
+    """The same with one of each kind of trouble, in shards 0 to 6; the last node is dead."""
+    found = groups(count, shards)
+    dead = f"n{count}"
+    for one in found:
+        if dead in one["replicas"]:
+            one["replicas"][dead].update(down=True, stale=True, last=one["committed"] - 12)
+            one["quiet"] = False
+            if one["leader"] == dead:
+                one.update(state="leaderless", leader=None)
+    elected, copied, joined, ahead, lost, deposed, moved = found[1:8]
+    elected.update(state="election", leader=None, quiet=False, term=5)
+    elected["replicas"]["n1"].update(role="candidate", term=5)
+    _replica(copied, 1).update(state="snapshot", last=120, sent_bytes=786_432, size_bytes=2_100_000)
+    copied["quiet"] = False
+    joined.update(learners=["n1"], quiet=False)
+    joined["replicas"]["n1"] = replica(None, state="probe")
+    _replica(joined, 1).update(last=joined["committed"] - 1)
+    ahead.update(last=ahead["committed"] + 7, quiet=False, leader=ahead["voters"][0], state="led")
+    lost.update(state="no quorum", leader=None, quiet=False)
+    _replica(lost, 1).update(down=True, stale=True)
+    _replica(deposed, 0).update(role="leader", term=3, down=False, stale=False)
+    _replica(deposed, 1).update(role="leader", state=None, down=False, stale=False)
+    deposed.update(leader=deposed["voters"][1], state="led", quiet=False)
+    moved.update(outgoing=moved["voters"], voters=[*moved["voters"][:2], "n4"], quiet=False)
+    moved["replicas"]["n4"] = replica(moved["committed"])
+    return found
 
 
 class Feed:

@@ -181,14 +181,13 @@ class AdminService:
 
     @remote
     async def groups(self, call: Call) -> dict[str, Any]:
-        """What this node knows of the groups it is in: ``replication`` (the shards' policy) and ``groups``, each with
+        """What this node knows of the groups it is in: ``replication`` (the shards' policy) and ``groups``.
 
-        ``name``, ``kind`` (``raft``, or the policy), ``role``, ``term``, ``leader``, ``quiet``, ``last``, ``committed``,
-        ``applied``, ``snapshot`` (index of the latest), ``installed`` (snapshots that came from a leader), ``size_bytes``
-        (of a snapshot, about), ``voters``, ``learners``, ``outgoing``, and at the leader ``followers``: name ->
-        ``state`` (probe, replicate, snapshot), ``match``, and ``sent_bytes`` of a snapshot on its way.
-
-        A policy that is no consensus group gives what its :class:`ShardStatus` has.
+        Each has ``name``, ``kind`` (``raft``, or the policy), ``role``, ``term``, ``leader``, ``quiet``, ``last``,
+        ``committed``, ``applied``, ``snapshot`` (index of the latest), ``installed`` (how many came from a leader),
+        ``size_bytes`` (of one, about), ``voters``, ``learners``, ``outgoing``, and at the leader ``followers``: name ->
+        ``state`` (probe, replicate, snapshot), ``match``, and ``sent_bytes`` of a snapshot on its way. A policy that is
+        no consensus group gives what the status of its shards has.
         """
         policy = self._config.policies.get("replication")
         replication = PolicySource.from_wire(policy).name if policy else self._config.db.replication

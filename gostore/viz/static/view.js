@@ -752,6 +752,111 @@ function mentions(text, id) {
   return text.split(/[^A-Za-z0-9_.-]+/).includes(id);
 }
 
+// The consensus groups: a row each, kept and updated in place, so that a leader changes and nothing moves.
+class Consensus {
+  constructor(colorOf, onPick) {
+    this.colorOf = colorOf;
+    this.onPick = onPick;
+    this.rows = new Map(); // group -> {item, lead, term, cells, ...}
+    this.words = html("span", { class: "gs-groups-words" });
+    this.trouble = html("b", { class: "gs-groups-trouble" });
+    this.note = html("p", { class: "gs-groups-note" });
+    this.list = html("ol", { class: "gs-groups-list", tabindex: 0, "aria-label": "Consensus groups" });
+    const key = (look, member, name, lag = "") => html("span", { class: "gs-replica", "data-look": look, "data-member": member }, html("i", { style: `width: ${look === "snapshot" ? 37 : 100}%` }), html("span", { class: "gs-replica-name" }, name), html("span", { class: "gs-lag" }, lag));
+    const legend = html("div", { class: "gs-groups-legend", "aria-hidden": "true" }, "term, commit index, logs:", key("leader", "voter", "leads"), key("follower", "voter", "lacks", "\u22123"), key("snapshot", "voter", "snapshot", "37 %"), key("probe", "learner", "+learns"), key("follower", "leaving", "leaves"));
+    const head = html("div", { class: "gs-groups-head" }, html("h3", {}, "Consensus"), this.words, this.trouble, this.note, legend);
+    this.element = html("section", { class: "gs-consensus" }, head, this.list);
+  }
+
+  apply(panel) {
+    say(this.words, panel?.words ?? "");
+    say(this.trouble, panel?.trouble ?? "");
+    put(this.trouble, { title: panel?.trouble ?? "" });
+    say(this.note, panel?.note ?? "");
+    const rows = panel?.rows ?? [];
+    const known = new Set(rows.map((row) => row.id));
+    for (const [id, row] of this.rows) {
+      if (!known.has(id)) {
+        row.item.remove();
+        this.rows.delete(id);
+      }
+    }
+    rows.forEach((data, place) => {
+      const row = this.rows.get(data.id) ?? this.addRow(data.id);
+      if (this.list.children[place] !== row.item) this.list.insertBefore(row.item, this.list.children[place] ?? null);
+      this.drawRow(row, data);
+    });
+    this.mark(this.selected);
+  }
+
+  addRow(id) {
+    const row = { cells: new Map(), lead: html("button", { class: "gs-lead", type: "button", tabindex: -1 }), term: html("span", { class: "gs-term" }), commit: html("span", { class: "gs-commit" }) };
+    row.replicas = html("span", { class: "gs-replicas" });
+    row.item = html("li", { "data-group": id }, html("span", { class: "gs-group-name" }, id), row.lead, row.term, row.commit, row.replicas);
+    row.lead.addEventListener("click", () => row.data.leader && this.onPick(row.data.leader));
+    this.rows.set(id, row);
+    return row;
+  }
+
+  drawRow(row, data) {
+    const before = row.data;
+    row.data = data;
+    put(row.item, { "data-look": data.look, title: data.title });
+    say(row.lead, data.word);
+    put(row.lead, { "aria-label": data.title });
+    row.lead.style.setProperty("--c", this.colorOf(data.leader));
+    if (before?.term !== data.term) {
+      // Another element, so that its flash begins anew; not at the first sight of it.
+      const term = html("span", { class: before ? "gs-term gs-news" : "gs-term" }, `term ${data.term}`);
+      row.term.replaceWith(term);
+      row.term = term;
+    }
+    say(row.commit, data.commit);
+    const known = new Set(data.cells.map((cell) => cell.id));
+    for (const [id, cell] of row.cells) {
+      if (!known.has(id)) {
+        cell.element.remove();
+        row.cells.delete(id);
+      }
+    }
+    data.cells.forEach((one, place) => {
+      const cell = row.cells.get(one.id) ?? this.addCell(row, one.id);
+      if (row.replicas.children[place] !== cell.element) row.replicas.insertBefore(cell.element, row.replicas.children[place] ?? null);
+      this.drawCell(cell, one);
+    });
+  }
+
+  addCell(row, id) {
+    const cell = { name: html("span", { class: "gs-replica-name" }), fill: html("i", {}), text: html("span", { class: "gs-lag" }) };
+    cell.element = html("span", { class: "gs-replica", "data-replica": id }, cell.fill, cell.name, cell.text);
+    row.cells.set(id, cell);
+    return cell;
+  }
+
+  drawCell(cell, data) {
+    put(cell.element, { "data-look": data.look, "data-member": data.member, title: data.title });
+    cell.element.style.setProperty("--c", this.colorOf(data.id));
+    say(cell.name, data.member === "learner" ? `+${data.id}` : data.id);
+    cell.fill.style.width = `${(100 * data.fill).toFixed(1)}%`;
+    say(cell.text, data.text);
+    // A snapshot may come and be installed between two pictures.
+    const installed = cell.installed !== undefined && data.installed > 0 && data.installed !== cell.installed;
+    if (installed) {
+      const fill = html("i", { class: "gs-installed" });
+      fill.style.width = cell.fill.style.width;
+      cell.fill.replaceWith(fill);
+      cell.fill = fill;
+    }
+    cell.installed = data.installed;
+  }
+
+  // What the selected node leads stands out.
+  mark(id) {
+    this.selected = id;
+    for (const row of this.rows.values()) row.item.classList.toggle("gs-mine", id != null && row.data.leader === id);
+  }
+}
+
 class Detail {
   constructor(onClose) {
     this.title = html("h3", {});
@@ -798,6 +903,7 @@ class View {
     this.gauges = new Gauges();
     this.ticker = new Ticker((line) => this.select(line.nodes.find((id) => this.stage.nodes.has(id)) ?? null));
     this.detail = new Detail(() => this.select(null));
+    this.consensus = new Consensus((id) => this.stage.nodes.get(id)?.data.color ?? "var(--gs-gone)", (id) => this.select(id));
     this.buildHead();
     this.buildAsk();
     this.spoken = html("div", { class: "gs-hidden", role: "status", "aria-live": "polite" });
@@ -809,7 +915,7 @@ class View {
       html("section", { class: "gs-events" }, html("h3", {}, "Events"), this.ticker.element),
     );
     const main = html("div", { class: "gs-main" }, this.stage.element, legend(), this.ask);
-    this.root.append(html("div", { class: "gs-frame" }, this.head, main, side, this.spoken));
+    this.root.append(html("div", { class: "gs-frame" }, this.head, main, side, this.consensus.element, this.spoken));
     // Letters typed here are no commands to the notebook.
     this.root.addEventListener("keydown", (event) => event.stopPropagation());
     el.append(this.root);
@@ -903,6 +1009,7 @@ class View {
     this.showChips(picture.chips);
     this.stage.apply(picture);
     this.gauges.apply(picture.gauges);
+    this.consensus.apply(picture.consensus);
     this.ticker.add([...picture.ticker].reverse());
     if (picture.mark) say(this.answer, picture.mark.words);
     else if (before.mark) say(this.answer, "");
@@ -946,6 +1053,7 @@ class View {
 
   select(id) {
     this.selected = this.stage.selected = id;
+    this.consensus.mark(id);
     this.stage.drawHeld();
     for (const node of this.stage.nodes.values()) this.stage.drawNode(node);
     this.showDetail();
