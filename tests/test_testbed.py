@@ -122,6 +122,12 @@ def test_the_snapshot_holds_what_a_view_needs(cluster: Testbed) -> None:
     assert sorted(shard for node in snapshot["nodes"] for shard in node["shards"]) == [0, 1, 2, 3]
     assert snapshot["arcs"][0][0] < snapshot["arcs"][1][0]
     assert all(len(owners) == 3 for _, _, owners in snapshot["arcs"])
+    assert snapshot["replication"] == "raft"
+    groups = {group["name"]: group for group in snapshot["groups"]}
+    assert list(groups) == ["masters", "shard 0", "shard 1", "shard 2", "shard 3"]
+    assert {group["leader"] for group in groups.values()} <= set(cluster.nodes)
+    assert groups["masters"]["leader"] == snapshot["master"]
+    assert all(len(groups[f"shard {shard}"]["replicas"]) == 3 for shard in range(4))
     cluster.nodes["n4"].kill_sync()
     node = cluster.snapshot_sync()["nodes"][3]
     assert (node["alive"], node["pid"], node["stale"], node["shards"]) == (False, None, True, [])

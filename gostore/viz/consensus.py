@@ -162,11 +162,13 @@ def _look(name: str, replica: Mapping[str, Any], group: Group) -> str:
         return "gone"
     if name == group["leader"]:
         return "leader"
+    if _transfer(replica) is not None:
+        return "snapshot"  # also of one that loses patience meanwhile
     if role in _STANDING and not replica["stale"]:
         return "stands"
     if role == "leader" and not replica["stale"]:
         return "deposed"
-    return replica["state"] if replica["state"] in ("probe", "snapshot") else "follower"
+    return "probe" if replica["state"] == "probe" else "follower"
 
 
 def _member(name: str, replica: Mapping[str, Any], group: Group) -> str:
@@ -177,8 +179,8 @@ def _member(name: str, replica: Mapping[str, Any], group: Group) -> str:
 
 
 def _transfer(replica: Mapping[str, Any]) -> float | None:
-    """The part of a snapshot that has arrived, 0 to 1."""
-    if "sent_bytes" not in replica:
+    """The part of a snapshot that has arrived, 0 to 1; ``None``: none is on its way."""
+    if "sent_bytes" not in replica or replica["down"]:
         return None
     return float(min(replica["sent_bytes"] / max(replica["size_bytes"], 1), 1.0))
 

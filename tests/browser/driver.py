@@ -61,12 +61,13 @@ FLAGS = (
 # Pairs of texts that are both visible and share a piece of the screen; texts above each other on purpose are not text.
 OVERLAPS = """
 const shown = [...document.querySelectorAll(".gs-view :is(text, h2, h3, dt, dd, time, b, .gs-tag, .gs-text, .gs-chip,"
+    + " .gs-group-name, .gs-lead, .gs-term, .gs-commit, .gs-replica-name, .gs-lag, .gs-groups-head > *,"
     + " .gs-facts, .gs-most, .gs-status, .gs-tile-words span, .gs-legend > span, .gs-ask > span, .gs-button)")]
   .filter((e) => e.textContent && e.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
   .map((e) => [e, e.getBoundingClientRect()])
   .filter(([e, b]) => {
     if (b.width < 1) return false;
-    const box = e.closest(".gs-detail-body, .gs-events-list")?.getBoundingClientRect();
+    const box = e.closest(".gs-detail-body, .gs-events-list, .gs-groups-list")?.getBoundingClientRect();
     return !box || (b.top >= box.top - 1 && b.bottom <= box.bottom + 1);
   });
 const found = [];

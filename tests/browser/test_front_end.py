@@ -24,7 +24,8 @@ HERE = Path(__file__).parent
 STATIC = Path(gostore.viz.__file__).parent / "static"
 
 PANELS = """
-return [...document.querySelectorAll(".gs-head, .gs-stage, .gs-legend, .gs-ask, .gs-detail, .gs-gauges, .gs-events")]
+return [...document.querySelectorAll(".gs-head, .gs-stage, .gs-legend, .gs-ask, .gs-detail, .gs-gauges, .gs-events,"
+  + " .gs-consensus, .gs-groups-list")]
   .map((e) => { const b = e.getBoundingClientRect(); return [e.className, b.x, b.y, b.width, b.height].join(" "); });
 """
 
@@ -48,6 +49,7 @@ def busy(feed: ModuleType, count: int) -> tuple[dict[str, Any], Ticker]:
     if count > 8:
         snapshot["nodes"][6]["paused"] = True
         snapshot["nodes"][8]["state"] = "joining"
+    snapshot["groups"] = feed.troubled(count, 64 if count > 8 else 16)
     source, ticker = feed.Feed(), Ticker()
     ticker.started_ms = feed.STARTED_MS
     for i in range(40):
@@ -184,6 +186,7 @@ def test_states_are_told_by_shape_and_word(opened: Open, feed: ModuleType) -> No
         "1 suspect",
         "1 paused",
         "1 gone",
+        "6 groups without a leader",
         "repairing 38 %",
     ]
     assert len(query(page, ".gs-cross")) == 1
@@ -252,6 +255,45 @@ def test_lines_come_in_on_top_and_grow_in_place(opened: Open, feed: ModuleType) 
     emit(page, lines=[{**line, "id": i, "ms": 120000 + i, "text": f"line {i}"} for i in range(100, 300)])
     assert len(query(page, ".gs-events-list li")) == 60
     assert query(page, ".gs-events-list .gs-text")[0].text == "line 299"
+
+
+def test_elections_terms_and_snapshots_are_seen_in_their_rows(opened: Open, feed: ModuleType) -> None:
+    page = opened(scene(feed, feed.snapshot(5, groups=feed.groups())))
+
+    def text(group: str, selector: str) -> str:
+        return str(query(page, f"[data-group='{group}'] {selector}")[0].text)
+
+    def looks(group: str) -> dict[str, str]:
+        found = query(page, f"[data-group='{group}'] .gs-replica")
+        return {cell.get_attribute("data-replica"): cell.get_attribute("data-look") for cell in found}
+
+    assert len(query(page, ".gs-groups-list li")) == 17
+    assert (text("shard 0", ".gs-lead"), text("shard 0", ".gs-term")) == ("n1", "term 4")
+    assert looks("shard 0") == {"n1": "leader", "n2": "follower", "n3": "follower"}
+    assert not query(page, ".gs-news, .gs-installed"), "nothing is news at first sight"
+    first = query(page, "[data-group='shard 0'] .gs-replica")[0]
+    before = page.execute_script(PANELS)
+
+    put(page, scene(feed, feed.snapshot(5, groups=feed.troubled())))
+    assert page.execute_script(PANELS) == before
+    assert text("shard 0", ".gs-lead") == "election"
+    assert query(page, "[data-group='shard 0']")[0].get_attribute("data-look") == "election"
+    assert looks("shard 0") == {"n1": "stands", "n2": "follower", "n3": "follower"}
+    assert [row.text for row in query(page, ".gs-term.gs-news")] == ["term 5"], "one term is new"
+    assert text("shard 1", "[data-replica=n3]") == "n3\n37 %"
+    assert query(page, "[data-group='shard 1'] [data-replica=n3] i")[0].value_of_css_property("width") != "0px"
+    assert text("shard 2", "[data-member=learner]").startswith("+n1")
+    assert len(query(page, "[data-group='shard 6'] [data-member=leaving]")) == 1
+
+    groups = feed.groups()
+    groups[2]["replicas"]["n3"]["installed"] = 1
+    put(page, scene(feed, feed.snapshot(5, groups=groups)))
+    assert len(query(page, ".gs-installed")) == 1
+    assert query(page, "[data-group='shard 0'] .gs-replica")[0] == first, "rows and cells are kept"
+    query(page, "[data-group='shard 0'] .gs-lead")[0].click()
+    assert query(page, ".gs-detail h3")[0].text == "n1"
+    mine = [row.get_attribute("data-group") for row in query(page, ".gs-mine")]
+    assert mine == ["masters", "shard 0", "shard 5", "shard 10", "shard 15"]
 
 
 def test_it_works_from_the_keyboard(tools: ModuleType, opened: Open, feed: ModuleType) -> None:

@@ -149,8 +149,8 @@ def troubled(count: int = 5, shards: int = 16) -> list[dict[str, Any]]:
     _replica(deposed, 0).update(role="leader", term=3, down=False, stale=False)
     _replica(deposed, 1).update(role="leader", state=None, down=False, stale=False)
     deposed.update(leader=deposed["voters"][1], state="led", quiet=False)
-    moved.update(outgoing=moved["voters"], voters=[*moved["voters"][:2], "n4"], quiet=False)
-    moved["replicas"]["n4"] = replica(moved["committed"])
+    moved.update(outgoing=moved["voters"], voters=[*moved["voters"][:2], "n1"], quiet=False)
+    moved["replicas"]["n1"] = replica(moved["committed"])
     return found
 
 

@@ -137,3 +137,23 @@ def test_no_news_no_change(feed: ModuleType) -> None:
     ]
     assert apply_states(before, []) is before
     assert apply_states(before, same) is before
+
+
+def test_the_winner_of_an_election_shows_at_once(feed: ModuleType) -> None:
+    source, sampler = feed.Feed(), Sampler()
+    snapshot = feed.snapshot(5, groups=feed.troubled())
+    before = copy.deepcopy(snapshot)
+    sampler.add(source.event("n2", "raft_leader", group="shard 0", term=6, leader="n2"))
+    sampler.add(source.event("n3", "raft_leader", group="shard 0", term=5, leader="n3"))
+    _, _, states = sampler.take()
+    group = apply_states(snapshot, states)["groups"][1]
+    assert (group["name"], group["leader"], group["term"], group["state"]) == ("shard 0", "n2", 6, "led")
+    assert snapshot == before, "the snapshot itself is left alone"
+
+
+@pytest.mark.parametrize("kind", ["raft_snapshot", "raft_configuration"])
+def test_what_happens_to_a_group_asks_for_its_figures_anew(feed: ModuleType, kind: str) -> None:
+    sampler = Sampler()
+    data = {"raft_snapshot": {"index": 7, "term": 2, "bytes": 9}, "raft_configuration": {"index": 7, "voters": ["n1"]}}
+    sampler.add(feed.Feed().event("n2", kind, group="shard 0", **data[kind]))
+    assert [event.kind for event in sampler.take()[2]] == [kind]
