@@ -75,8 +75,8 @@ def _merged(name: str, told: Told, fresh: Collection[str], alive: Collection[str
         "outgoing": list(best["outgoing"]),
         "replicas": {
             node: {
-                **_position(told.get(node), followers.get(node), best),
-                "stale": node not in heard,
+                **_position(told.get(node), followers.get(node), best, answers=node in fresh),
+                "stale": node not in fresh,
                 "down": node not in alive,
                 "member": node in members,
             }
@@ -113,10 +113,15 @@ def _state(heard: Told, leader: str | None, voters: Collection[str], alive: Coll
     return ELECTION if any(one["role"] in STANDING for one in heard.values()) else LEADERLESS
 
 
-def _position(own: Mapping[str, Any] | None, seen: Mapping[str, Any] | None, best: Mapping[str, Any]) -> dict[str, Any]:
+def _position(
+    own: Mapping[str, Any] | None, seen: Mapping[str, Any] | None, best: Mapping[str, Any], *, answers: bool
+) -> dict[str, Any]:
     """What is known of one replica: by itself (``own``), and by the leader (``seen``)."""
     found = {key: own[key] for key in ("role", "term", "applied", "snapshot", "installed")} if own else {}
-    last = min(own["last"], best["last"]) if own else None
+    if own:
+        last = min(own["last"], best["last"])
+    else:
+        last = 0 if answers else None  # a node that answers and does not speak of the group has nothing of it
     if seen is None:
         return {**found, "last": last, "state": None}
     if seen["state"] == "replicate" or seen["match"]:

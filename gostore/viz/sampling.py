@@ -53,9 +53,10 @@ class Sampler:
                 self._count(event.node, data["peer"], "drop")
             case "chunk_copied":
                 self._count(data["source"], event.node, "copy")
+            # What may change the next snapshot much, so that it is taken at once.
             case (
                 "member" | "suspect" | "refute" | "master" | "view" | "node_started" | "node_stopping"
-                | "raft_leader" | "raft_snapshot" | "raft_configuration"
+                | "raft_leader" | "raft_snapshot" | "raft_configuration" | "fault"
             ):  # fmt: skip
                 self._states.append(event)
         self.ticker.add(event)

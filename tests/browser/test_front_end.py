@@ -186,7 +186,7 @@ def test_states_are_told_by_shape_and_word(opened: Open, feed: ModuleType) -> No
         "1 suspect",
         "1 paused",
         "1 gone",
-        "6 groups without a leader",
+        "7 groups without a leader",
         "repairing 38 %",
     ]
     assert len(query(page, ".gs-cross")) == 1

@@ -89,6 +89,14 @@ def test_who_was_removed_is_shown_while_it_holds_a_copy() -> None:
     assert "n3" not in merged(told, dead="n3")["replicas"]
 
 
+def test_who_answers_and_does_not_speak_of_the_group_has_nothing_of_it() -> None:
+    told = {"n1": {"replication": "raft", "groups": [one("leader", learners=["n4"])]}}
+    told["n4"] = {"replication": "raft", "groups": []}
+    (group,) = merged_groups(told, fresh=["n1", "n4"], alive=[*NODES, "n4"])
+    assert (group["replicas"]["n4"]["last"], group["replicas"]["n4"]["stale"]) == (0, False)
+    assert (group["replicas"]["n2"]["last"], group["replicas"]["n2"]["stale"]) == (None, True)
+
+
 def test_masters_come_first_and_shards_by_number() -> None:
     names = ["shard 10", "shard 9", "masters"]
     told = {"n1": {"replication": "raft", "groups": [{**one("leader"), "name": name} for name in names]}}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -151,9 +152,13 @@ def test_the_winner_of_an_election_shows_at_once(feed: ModuleType) -> None:
     assert snapshot == before, "the snapshot itself is left alone"
 
 
-@pytest.mark.parametrize("kind", ["raft_snapshot", "raft_configuration"])
+@pytest.mark.parametrize("kind", ["raft_snapshot", "raft_configuration", "fault"])
 def test_what_happens_to_a_group_asks_for_its_figures_anew(feed: ModuleType, kind: str) -> None:
     sampler = Sampler()
-    data = {"raft_snapshot": {"index": 7, "term": 2, "bytes": 9}, "raft_configuration": {"index": 7, "voters": ["n1"]}}
-    sampler.add(feed.Feed().event("n2", kind, group="shard 0", **data[kind]))
+    data: dict[str, dict[str, Any]] = {
+        "raft_snapshot": {"group": "shard 0", "index": 7, "term": 2, "bytes": 9},
+        "raft_configuration": {"group": "shard 0", "index": 7, "voters": ["n1"], "learners": [], "outgoing": []},
+        "fault": {"fault": "kill", "arguments": {"node": "n1"}},
+    }
+    sampler.add(feed.Feed().event("n2", kind, **data[kind]))
     assert [event.kind for event in sampler.take()[2]] == [kind]

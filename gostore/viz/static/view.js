@@ -9,8 +9,10 @@
 //
 // What is drawn where: the SVG holds what stands still (ring, links, nodes; all elements are kept and updated in place),
 // the canvas above it what moves (pulses), so that 60 frames a second repaint no SVG. Every panel has its size before
-// data arrive: nothing jumps. All text is set with textContent. This stays one file, although it is long: anywidget
-// loads one module from a blob, which cannot import a neighbour.
+// data arrive: nothing jumps. The consensus groups stand below: a row each, in an order that never changes, and a cell per
+// replica that is its own bar; what is new (a term, a snapshot) is told from the picture before, and marked for a while.
+// All text is set with textContent. This stays one file, although it is long: anywidget loads one module from a blob,
+// which cannot import a neighbour.
 
 const SVG = "http://www.w3.org/2000/svg";
 const BAND = 13; // width of the ring, pixels
@@ -23,6 +25,7 @@ const MOVED_MS = 6000; // how long the ranges that changed hands stay marked
 const NEWS_MS = 5000; // silence that is worth saying
 const ASK_MS = 1500; // how long an answer may take before it is said why
 const LINES_MAX = 60;
+const INSTALLED_MS = 4000; // how long a replica shows that it has installed a snapshot
 const KINDS = ["call", "copy", "gossip", "drop"];
 const CLIENT = "client";
 
@@ -846,6 +849,7 @@ class Consensus {
       fill.style.width = cell.fill.style.width;
       cell.fill.replaceWith(fill);
       cell.fill = fill;
+      setTimeout(() => fill.classList.remove("gs-installed"), INSTALLED_MS);
     }
     cell.installed = data.installed;
   }
