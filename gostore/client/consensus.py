@@ -118,10 +118,8 @@ def _position(
 ) -> dict[str, Any]:
     """What is known of one replica: by itself (``own``), and by the leader (``seen``)."""
     found = {key: own[key] for key in ("role", "term", "applied", "snapshot", "installed")} if own else {}
-    if own:
-        last = min(own["last"], best["last"])
-    else:
-        last = 0 if answers else None  # a node that answers and does not speak of the group has nothing of it
+    # A node that answers and does not speak of the group has nothing of it.
+    last = min(own["last"], best["last"]) if own else 0 if answers else None
     if seen is None:
         return {**found, "last": last, "state": None}
     if seen["state"] == "replicate" or seen["match"]:
