@@ -303,6 +303,34 @@ class Database:
             range(self._config.shards), lambda shard: self._router.call(shard, function, args, deadline_s)
         )
 
+    async def watched(self, container: str, key: str | None, prefix: str | None) -> list[Any]:
+        """What a watch of a key, or of a prefix, begins with.
+
+        [the container's physical name, first key, end of the keys (null: none), [[shard, index, oldest index from which
+        changes are kept, primary], ...]]. Everything that is committed from now on has a greater index. Raises
+        ``NotFound``, ``BadRequest``, and ``Unavailable`` when a shard has no working primary.
+        """
+        if (key is None) == (prefix is None):
+            raise BadRequest(f"key = {key!r:.100}, prefix = {prefix!r:.100}: one of them is watched, and not both")
+        text = key if key is not None else prefix or ""
+        if text or key is not None:
+            check_text("prefix" if key is None else "key", text, self._config.key_size_bytes_max)
+        # Nothing lies between a string and the same string with the smallest character behind it.
+        end = text + "\0" if key is not None else prefix_end(text) if text else None
+        deadline_s = self._router.deadline(None)
+
+        async def run(found: dict[str, Container]) -> list[Any]:
+            holder = found[container]
+            one = key is not None or (holder.separator is not None and holder.separator in text)
+            shards = [self.shard_of(holder, text)] if one else list(range(self._config.shards))
+            positions = await self._all_shards(
+                shards, lambda shard: self._router.read(shard, "position", [holder.physical], deadline_s)
+            )
+            ways = [[shard, *position] for shard, position in zip(shards, positions, strict=True)]
+            return [holder.physical, text, end, ways]
+
+        return await self._with_containers([container], run)
+
     async def _all_shards(self, shards: Iterable[int], run: Callable[[int], Awaitable[Any]]) -> list[Any]:
         """Ask shards at the same time; raises the first error."""
 
