@@ -44,6 +44,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from gostore.client.connection import TIMEOUT_S, Connection
@@ -61,6 +62,16 @@ ANSWER_S: Final = 1.5
 
 PAUSE_S: Final = (0.02, 0.5)
 """Before a shard is asked again whose primary was not found: from, doubling, to."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """A shard that did not answer. ``asked_s``: seconds that it was tried, up to ``last_s`` (loop time)."""
+
+    error: GoStoreError
+    last_s: float
+    attempts: int = 0
+    asked_s: float = 0.0
 
 
 class Watch(SyncTwins):
@@ -101,8 +112,8 @@ class Watch(SyncTwins):
         self._leaders: dict[int, str] = {}
         self._free: dict[int, None] = {}
         """Shards that nobody is being asked for."""
-        self._failures: dict[int, tuple[int, float]] = {}
-        """Shard -> (attempts in vain, loop time of the first one)."""
+        self._troubles: dict[int, _Trouble] = {}
+        """Of the shards that cannot be asked."""
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._answers: deque[tuple[str, list[int], list[Any] | GoStoreError]] = deque()
         self._arrived = asyncio.Event()
@@ -117,7 +128,7 @@ class Watch(SyncTwins):
     # beginning and end
 
     async def open(self) -> Self:
-        """Begin. Raises ``NotFound`` (container), ``BadRequest`` (``since``), ``Compacted``, ``Unavailable``."""
+        """Begin. Raises ``BadRequest`` and ``Compacted`` because of ``since``, and what a read raises."""
         if self._closed:
             raise Unavailable("this watch was closed; make another one")
         if self._range is not None:
@@ -253,13 +264,13 @@ class Watch(SyncTwins):
         while True:
             while self._answers:
                 self._take(*self._answers.popleft())
+            if isinstance(self._error, Unavailable):
+                error, self._error = self._error, None  # whoever iterates again, waits again
+                raise error
             if self._buffer or self._closed:
                 return
             if self._error is not None:
-                error = self._error
-                if not isinstance(error, Compacted | NotFound):
-                    self._error = None  # it may be better by now: whoever iterates again, waits again
-                raise error
+                raise self._error
             self._ask()
             self._arrived.clear()
             if not self._answers:
@@ -274,9 +285,10 @@ class Watch(SyncTwins):
         for shard in self._free:
             node = self._leaders.get(shard) or connection.pick()
             # Whoever is in trouble keeps nobody else waiting.
-            groups.setdefault((node, shard if shard in self._failures else None), []).append(shard)
+            groups.setdefault((node, shard if shard in self._troubles else None), []).append(shard)
         for (node, _), shards in groups.items():
-            attempts = self._failures.get(shards[0], (0, 0.0))[0]
+            trouble = self._troubles.get(shards[0])
+            attempts = 0 if trouble is None else trouble.attempts
             task = connection.env.tasks.start(self._ask_one(connection, node, shards, attempts), name="watch")
             self._tasks[task] = None
             task.add_done_callback(lambda done: self._tasks.pop(done, None))
@@ -304,15 +316,14 @@ class Watch(SyncTwins):
             self._arrived.set()
 
     def _take(self, node: str, shards: list[int], found: list[Any] | GoStoreError) -> None:
-        self._free.update(dict.fromkeys(shards))
         if isinstance(found, GoStoreError):
-            for shard in shards:
-                self._fail(shard, node, found)
-            return
-        for answer in found:
+            found = [[shard, found.to_wire()] for shard in shards]
+        # Those that filled the answer come last in the next one.
+        for answer in sorted(found, key=lambda answer: 0 if len(answer) == 2 else len(answer[4])):
+            self._free[answer[0]] = None
             match answer:
                 case [shard, None, index, skip, rows]:
-                    self._failures.pop(shard, None)
+                    self._troubles.pop(shard, None)
                     self._leaders[shard] = node
                     self._since[shard] = (index, skip)
                     self._buffer.extend(self._change(shard, *row) for row in rows)
@@ -330,19 +341,23 @@ class Watch(SyncTwins):
             self._error = self._gap(error) if isinstance(error, Compacted) else error
             return
         now_s = asyncio.get_running_loop().time()
-        attempts, first_s = self._failures.get(shard, (0, now_s))
-        self._failures[shard] = (attempts + 1, first_s)
+        trouble = self._troubles.setdefault(shard, _Trouble(error, now_s))
+        trouble.attempts += 1
+        trouble.asked_s += min(now_s - trouble.last_s, PAUSE_S[1] + ANSWER_S)  # more is time in which nobody waited
+        trouble.last_s = now_s
         self._leaders.pop(shard, None)
-        owner = error.details.get("owner") if isinstance(error, NotOwner) else None
-        if isinstance(owner, str) and owner != node:
+        if not isinstance(error, NotOwner):
+            trouble.error = error
+        elif isinstance(owner := error.details.get("owner"), str) and owner != node:
             self._leaders[shard] = owner
-        if now_s - first_s >= self._timeout_s and self._error is None:
-            self._failures[shard] = (1, now_s)
-            self._error = (
-                self._gap(error)
-                if isinstance(error, Compacted)
-                else Unavailable(f"shard {shard} cannot be watched for {self._timeout_s:g} s: {error.message}")
-            )
+        if trouble.asked_s >= self._timeout_s:
+            trouble.asked_s = 0.0
+            self._error = self._error or self._given_up(shard, trouble.error)
+
+    def _given_up(self, shard: int, error: GoStoreError) -> GoStoreError:
+        if isinstance(error, Compacted):
+            return self._gap(error)
+        return Unavailable(f"shard {shard} cannot be watched for {self._timeout_s:g} s: {error.message}")
 
 
 def _checked(since: Any) -> int | Mapping[int, int] | None:

@@ -240,7 +240,7 @@ class Database:
         timeout_s: float | None = None,
     ) -> Versioned:
         """See ``KeyValue``. ``consistency``: ``stale`` takes what the nearest replica has applied, without asking."""
-        if consistency not in CONSISTENCIES or (consistency != LINEARIZABLE and snapshot is not None):
+        if consistency not in CONSISTENCIES or (consistency != LINEARIZABLE and snapshot):
             raise BadRequest(
                 f"consistency = {consistency!r:.50}: allowed are {', '.join(CONSISTENCIES)}, and with a snapshot only "
                 f"{LINEARIZABLE}"

@@ -49,16 +49,21 @@ BARRIER_S: Final = 1.0
 
 ANSWER_CHANGES_MAX: Final = 1024
 ANSWER_SIZE_BYTES_MAX: Final = 1024 * 1024
-"""Of the packed values of one shard in one answer; at least one change is always in it."""
+"""Of one answer, over all of its shards; one change always fits."""
+
+_CHANGE_OVERHEAD_BYTES: Final = 16
 
 Answer = list[Any]
 """[shard, null, index, skip, [[key, version, packed or null], ...]], or [shard, error]."""
 
 
 class Poll:
-    """``since``: shard -> (index, skip). ``answers``: of shards that found something; the first one ends ``woken``."""
+    """``since``: shard -> (index, skip). ``answers``: of shards that found something; the first one ends ``woken``.
 
-    __slots__ = ("answers", "container", "end", "since", "start", "woken")
+    ``count``, ``size_bytes``: of the changes in its answers up to now.
+    """
+
+    __slots__ = ("answers", "container", "count", "end", "since", "size_bytes", "start", "woken")
 
     def __init__(self, container: str, start: str, end: str | None, since: dict[int, tuple[int, int]]) -> None:
         self.container = container
@@ -66,6 +71,7 @@ class Poll:
         self.end = end
         self.since = since
         self.answers: dict[int, Answer] = {}
+        self.count = self.size_bytes = 0
         self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -116,14 +122,12 @@ class Watches:
                 ahead=True,
             )
         written = machine.store.written(poll.container, poll.start, poll.end, index)
-        last, size = skip, 0
-        while last < len(written):
-            size += len(written[last].key) + len(written[last].packed or b"")
-            if last > skip and (size > ANSWER_SIZE_BYTES_MAX or last - skip >= ANSWER_CHANGES_MAX):
-                following = written[last].index
-                cut = sum(one.index == following for one in written[:last])
-                return following - 1, cut, written[skip:last]
-            last += 1
+        for last in range(skip, len(written)):
+            index, key, packed = written[last]
+            size = poll.size_bytes + len(key) + len(packed or b"") + _CHANGE_OVERHEAD_BYTES
+            if poll.count and (poll.count >= ANSWER_CHANGES_MAX or size > ANSWER_SIZE_BYTES_MAX):
+                return index - 1, sum(one.index == index for one in written[:last]), written[skip:last]
+            poll.count, poll.size_bytes = poll.count + 1, size
         return machine.applied, 0, written[skip:]
 
     # parking
