@@ -98,6 +98,8 @@ class TransactionHandle(SyncTwins):
 class DbHandle(SyncTwins):
     """Containers of nested objects. Every call goes through any node; ``via`` names one.
 
+    :meth:`watch` hears of every change of a key or of a prefix.
+
     All raise :class:`NotFound` for an unknown container, :class:`WrongType` for a path that does not fit the value,
     :class:`Unavailable` (definite: try again) and :class:`Timeout` (of a write: it may have happened).
     """

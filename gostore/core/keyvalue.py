@@ -200,8 +200,9 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a commit did to one object. ``version``: the index of the commit in the log of ``shard``.
+    """What a commit did to one object, as a watch tells it (``gostore.client.watch``).
 
+    ``version``: the index of the commit in the log of ``shard``; so versions of one shard only grow.
     ``deleted``: the object was removed, and ``value`` is None.
     """
 

@@ -127,12 +127,13 @@ def test_every_write_of_a_transaction_is_a_change(world: Testbed) -> None:
 
 
 async def consume_with_interrupts(watch: Any, count: int) -> list[int]:
-    """Whoever waits is cancelled again and again, at whatever moment."""
+    """Whoever waits is cancelled again and again, at whatever moment. Gives up when that goes on for ever."""
     values: list[int] = []
-    turns = 0
-    while len(values) < count:
+    for attempt in range(20_000):
+        if len(values) == count:
+            break
         task = asyncio.ensure_future(anext(watch))
-        turns = (turns + 1) % 7
+        turns = attempt % 7
         for _ in range(turns):
             if not task.done():
                 await asyncio.sleep(0.001 * (turns == 6))

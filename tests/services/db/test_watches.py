@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from gostore.client import watch as client_watch
 from gostore.client.watch import Watch
 from gostore.core.errors import BadRequest, Compacted, GoStoreError, NotFound, Unavailable
 from gostore.core.keyvalue import Change
 from gostore.core.values import unpack
 from gostore.faults import Nemesis, draw
-from gostore.services.db import mvcc, watches
+from gostore.services.db import DbService, mvcc, watches
 from gostore.services.db.machine import ShardMachine, pack_command, unpack_command
 from gostore.sim import SimCluster, simulate
 
@@ -269,9 +270,8 @@ def test_a_watch_follows_its_shard_to_a_new_node() -> None:
         moved = [shard for shard in after if before[shard] != after[shard]]
         assert len(moved) >= 2
         for shard in moved:
-            app = cluster._machines[after[shard]].app
-            assert app is not None
-            assert app.db._shards[shard].machine.store.history_floor > 0, "it has been there from the beginning"
+            machine = service(cluster, after[shard])._shards[shard].machine
+            assert machine.store.history_floor > 0, "it has been there from the beginning"
 
 
 def test_a_leader_that_was_cut_off_delivers_nothing_that_is_not_committed() -> None:
@@ -296,6 +296,83 @@ def test_a_leader_that_was_cut_off_delivers_nothing_that_is_not_committed() -> N
                     assert await watch.poll(5.0) == []
                 else:  # it was sent again
                     assert [change.version for change in await watch.poll(5.0)] == [version]
+
+        cluster.run(main())
+
+
+def service(cluster: SimCluster, name: str) -> DbService:
+    app = cluster._machines[name].app
+    assert app is not None
+    return app.db
+
+
+def test_a_leader_that_does_not_know_that_it_is_none_keeps_nobody() -> None:
+    """Its group is quiet, so it does not notice the partition: it is found out by the barrier of the next poll."""
+    with small() as cluster:
+        cluster.sleep_sync(20.0)
+        leader = primary(cluster)
+        other = next(name for name in cluster.nodes if name != leader)
+
+        async def main() -> None:
+            db = cluster.db
+            async with db.watch("t", key="k") as watch:
+                await cluster.faults.partition([leader])
+                await db.set("t", "k", 1, via=other)
+                shard = service(cluster, leader)._shards[0]
+                assert shard.replication.role == "primary"
+                # Whoever begins now begins after that, whichever node it meets first.
+                for _ in range(3):
+                    async with db.watch("t", key="k") as later:
+                        assert await later.poll(0.5) == []
+                assert [change.value for change in await watch.poll(20.0)] == [1]
+
+        cluster.run(main())
+
+
+def test_a_replica_that_is_replaced_lets_go_of_whoever_waits_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deposed leader gets a snapshot. The history that it lacks now is at the new one: no reason for a gap."""
+    monkeypatch.setattr(client_watch, "WAIT_S", 25.0)
+    with small(snapshot_entries=16) as cluster:
+        leader = primary(cluster)
+        other = next(name for name in cluster.nodes if name != leader)
+
+        async def main() -> None:
+            db = cluster.db
+            async with db.watch("t", key="k") as watch:
+                waiting = asyncio.create_task(watch.poll(60.0))
+                await cluster.sleep(0.5)
+                await cluster.faults.partition([leader])
+                for number in range(60):
+                    await db.set("t", "k", number, via=other)
+                await cluster.faults.heal()
+                found = await waiting
+                assert service(cluster, leader)._shards[0].machine.store.history_floor > 0, "it needed no snapshot"
+                while len(found) < 60:
+                    found += await watch.poll(60.0)
+                assert [change.value for change in found] == list(range(60))
+
+        cluster.run(main())
+
+
+def test_nobody_who_waits_is_behind_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its leader may die with the position that only it knew; whoever began with the snapshot knows nothing before."""
+    monkeypatch.setattr(client_watch, "WAIT_S", 25.0)
+    with small() as cluster:
+        shard = service(cluster, primary(cluster))._shards[0]
+
+        async def main() -> None:
+            async with cluster.db.watch("t", key="k") as watch:
+                waiting = asyncio.create_task(watch.poll(10.0))
+                await cluster.sleep(0.5)
+                began = watch.position[0]
+                await cluster.db.set("t", "other", 1)
+                await cluster.sleep(0.5)
+                assert watch.position[0] == began
+                shard.snapshot()
+                await cluster.sleep(0.5)
+                assert watch.position[0] == shard.machine.applied > began
+                await cluster.db.set("t", "k", 1)
+                assert [change.value for change in await waiting] == [1]
 
         cluster.run(main())
 
