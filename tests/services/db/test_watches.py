@@ -306,25 +306,42 @@ def service(cluster: SimCluster, name: str) -> DbService:
     return app.db
 
 
-def test_a_leader_that_does_not_know_that_it_is_none_keeps_nobody() -> None:
-    """Its group is quiet, so it does not notice the partition: it is found out by the barrier of the next poll."""
+@contextlib.contextmanager
+def deposed() -> Iterator[tuple[SimCluster, str, str]]:
+    """A cluster, its leader that is about to be cut off, and another node.
+
+    Its group is quiet, so that it does not notice; only a read barrier can tell.
+    """
     with small() as cluster:
         cluster.sleep_sync(20.0)
         leader = primary(cluster)
-        other = next(name for name in cluster.nodes if name != leader)
+        yield cluster, leader, next(name for name in cluster.nodes if name != leader)
+
+
+def test_a_leader_that_does_not_know_that_it_is_none_keeps_nobody() -> None:
+    with deposed() as (cluster, leader, other):
 
         async def main() -> None:
-            db = cluster.db
-            async with db.watch("t", key="k") as watch:
+            async with cluster.db.watch("t", key="k") as watch:
                 await cluster.faults.partition([leader])
-                await db.set("t", "k", 1, via=other)
-                shard = service(cluster, leader)._shards[0]
-                assert shard.replication.role == "primary"
-                # Whoever begins now begins after that, whichever node it meets first.
-                for _ in range(3):
-                    async with db.watch("t", key="k") as later:
-                        assert await later.poll(0.5) == []
+                await cluster.db.set("t", "k", 1, via=other)
+                assert service(cluster, leader)._shards[0].replication.role == "primary"
                 assert [change.value for change in await watch.poll(20.0)] == [1]
+
+        cluster.run(main())
+
+
+def test_nobody_begins_where_a_leader_that_is_none_is() -> None:
+    """Whoever begins now begins after what is committed now, whichever node it meets first."""
+    with deposed() as (cluster, leader, other):
+
+        async def main() -> None:
+            await cluster.faults.partition([leader])
+            await cluster.db.set("t", "k", 1, via=other)
+            assert service(cluster, leader)._shards[0].replication.role == "primary"
+            for _ in range(3):
+                async with cluster.db.watch("t", key="k") as watch:
+                    assert await watch.poll(0.5) == []
 
         cluster.run(main())
 
