@@ -126,36 +126,35 @@ def test_every_write_of_a_transaction_is_a_change(world: Testbed) -> None:
         assert all(change.version == by_shard[change.shard] for change in found)
 
 
-async def consume_with_interrupts(watch: Any, count: int, attempts_max: int) -> list[int]:
-    """Whoever waits is cancelled again and again, at whatever moment."""
+async def interrupted(cluster: Testbed, container: str, count: int) -> list[int]:
+    """What a watch delivers of these numbers to somebody whose waits are cancelled, at whatever moment."""
     values: list[int] = []
-    for attempt in range(attempts_max):
-        if len(values) == count:
-            break
-        task = asyncio.ensure_future(anext(watch))
-        turns = attempt % 7
-        for _ in range(turns):
-            if not task.done():
-                await asyncio.sleep(0.001 * (turns == 6))
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            values.append(task.result().value)
+
+    async def write() -> None:
+        for number in range(count):
+            await cluster.db.set(container, "d/number", number)
+
+    async with cluster.db.watch(container, key="d/number") as watch:
+        writer = asyncio.ensure_future(write())
+        turns = 0
+        while not writer.done():
+            task = asyncio.ensure_future(anext(watch))
+            turns = (turns + 1) % 7
+            for _ in range(turns):
+                if not task.done():
+                    await asyncio.sleep(0.001 * (turns == 6))
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                values.append(task.result().value)
+        await writer
+        while changes := await watch.poll(1.0):
+            values += [change.value for change in changes]
     return values
 
 
-async def write_numbers(cluster: Testbed, container: str, count: int) -> None:
-    for number in range(count):
-        await cluster.db.set(container, "d/number", number)
-
-
 def test_a_wait_that_is_cancelled_loses_nothing(world: Testbed) -> None:
-    async def cell() -> None:
-        async with world.db.watch("t", key="d/number") as watch:
-            _, values = await asyncio.gather(write_numbers(world, "t", 30), consume_with_interrupts(watch, 30, 400))
-        assert values == list(range(30))
-
-    asyncio.run(cell())
+    assert asyncio.run(interrupted(world, "t", 30)) == list(range(30))
 
 
 def test_closing_ends_whoever_waits(world: Testbed) -> None:
@@ -205,14 +204,7 @@ def test_a_notebook_watches(cluster: Testbed) -> None:
     for shard in range(4):
         versions = [change.version for change in found if change.shard == shard]
         assert versions == sorted(versions)
-
-    async def cell() -> None:
-        async with db.watch("watched", key="d/number") as watch:
-            consumer = consume_with_interrupts(watch, 50, 20_000)
-            _, values = await asyncio.gather(write_numbers(cluster, "watched", 50), consumer)
-        assert values == list(range(50))
-
-    asyncio.run(cell())
+    assert asyncio.run(interrupted(cluster, "watched", 50)) == list(range(50))
 
 
 @pytest.mark.processes
