@@ -341,7 +341,7 @@ def test_nobody_begins_where_a_leader_that_is_none_is() -> None:
             assert service(cluster, leader)._shards[0].replication.role == "primary"
             for _ in range(3):
                 async with cluster.db.watch("t", key="k") as watch:
-                    assert await watch.poll(0.5) == []
+                    assert await watch.poll(10.0) == []
 
         cluster.run(main())
 
