@@ -313,8 +313,9 @@ def deposed() -> Iterator[tuple[SimCluster, str, str]]:
     Its group is quiet, so that it does not notice; only a read barrier can tell.
     """
     with small() as cluster:
-        cluster.sleep_sync(20.0)
         leader = primary(cluster)
+        cluster.db.get_sync("t", "k", via=leader)  # it remembers the container
+        cluster.sleep_sync(20.0)
         yield cluster, leader, next(name for name in cluster.nodes if name != leader)
 
 
