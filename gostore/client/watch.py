@@ -31,7 +31,8 @@ What a watch promises
   the answer to one question for each shard at most, and ends with ``Compacted`` when the shard has forgotten what it
   did not fetch.
 * With the policy ``primary_backup`` it is as good as the reads of that policy: a primary that was deposed and does not
-  know it answers "nothing new", and what two primaries wrote has no one order. That is its lesson.
+  know it answers "nothing new", and what two primaries wrote has no one order. That is its lesson. With ``quorum``
+  there is no order that stays: ``NotSupported``.
 
 One consumer at a time. A wait that is cancelled (``asyncio.timeout``, an interrupt) loses no change.
 

@@ -11,7 +11,7 @@ import pytest
 
 import gostore as gs
 from gostore.client import connect_at
-from gostore.core.errors import BadRequest, Compacted, GoStoreError, NotFound, TooLarge, Unavailable
+from gostore.core.errors import BadRequest, Compacted, GoStoreError, NotFound, NotSupported, TooLarge, Unavailable
 from gostore.core.keyvalue import Change
 from gostore.testbed import Testbed
 
@@ -185,6 +185,13 @@ def test_what_a_new_leader_does_not_know_is_never_skipped() -> None:
             watch._since[0] = (1_000_000, 0)
             with pytest.raises(Compacted, match="knows nothing of 1000000: read again"):
                 next(watch)
+
+
+def test_where_no_order_is_final_there_are_no_watches() -> None:
+    with gs.simulate(3, seed=1, db={"shards": 1, "replication": "quorum"}) as cluster:
+        cluster.db.create_container_sync("t")
+        with pytest.raises(NotSupported, match="no log whose order is final"):
+            cluster.db.watch("t", key="k").open_sync()
 
 
 # on real nodes

@@ -308,8 +308,14 @@ class Database:
 
         [the container's physical name, first key, end of the keys (null: none), [[shard, index, oldest index from which
         changes are kept, primary], ...]]. Everything that is committed from now on has a greater index. Raises
-        ``NotFound``, ``BadRequest``, and ``Unavailable`` when a shard has no working primary.
+        ``NotFound``, ``BadRequest``, ``NotSupported`` with the policy ``quorum``, and ``Unavailable`` when a shard has
+        no working primary.
         """
+        if self._config.replication == "quorum":
+            raise NotSupported(
+                "db.replication = 'quorum': there is no log whose order is final, and so nothing that a watch could "
+                "deliver once and for all; read again from time to time"
+            )
         if (key is None) == (prefix is None):
             raise BadRequest(f"key = {key!r:.100}, prefix = {prefix!r:.100}: one of them is watched, and not both")
         text = key if key is not None else prefix or ""
