@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gostore.client.objects import DbHandle, TransactionHandle
     from gostore.client.policies import policy_source
     from gostore.client.remote import AdminHandle, Client, connect, connect_at, read_connection
+    from gostore.client.watch import Watch
 
 __all__ = [
     "AdminHandle",
@@ -17,6 +18,7 @@ __all__ = [
     "DbHandle",
     "FsHandle",
     "TransactionHandle",
+    "Watch",
     "connect",
     "connect_at",
     "policy_source",
@@ -29,6 +31,7 @@ _HOMES = {
     "DbHandle": "objects",
     "FsHandle": "files",
     "TransactionHandle": "objects",
+    "Watch": "watch",
     "connect": "remote",
     "connect_at": "remote",
     "policy_source": "policies",

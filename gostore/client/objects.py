@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from gostore.client import backup
-from gostore.client.connection import Connection
+from gostore.client.connection import TIMEOUT_S, Connection
 from gostore.client.keyvalue import RemoteKeyValue
+from gostore.client.watch import Watch
 from gostore.core.blocks import Block
 from gostore.core.keyvalue import SCAN_LIMIT_MAX, Committed, Entry, Value, Write
 from gostore.core.transaction import TRANSACTION_ATTEMPTS_MAX, Transaction, transact
@@ -96,6 +97,8 @@ class TransactionHandle(SyncTwins):
 
 class DbHandle(SyncTwins):
     """Containers of nested objects. Every call goes through any node; ``via`` names one.
+
+    :meth:`watch` hears of every change of a key or of a prefix.
 
     All raise :class:`NotFound` for an unknown container, :class:`WrongType` for a path that does not fit the value,
     :class:`Unavailable` (definite: try again) and :class:`Timeout` (of a write: it may have happened).
@@ -230,6 +233,28 @@ class DbHandle(SyncTwins):
         return list(reply.value)
 
     run_sync = sync_twin(run)
+
+    def watch(
+        self,
+        container: str,
+        *,
+        key: str | None = None,
+        prefix: str | None = None,
+        since: int | Mapping[int, int] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Watch:
+        """The changes of a key, or of all keys with a prefix ("": of the container), for ``async with`` or ``with``.
+
+            async with db.watch("config", prefix="limits/") as watch:
+                async for change in watch:
+                    print(change.key, change.version, change.value)
+
+        From now on, or after the version ``since``. ``timeout_s``: how long a shard may be without a leader. Raises
+        :class:`BadRequest`. What it promises, and how it ends, is written in :mod:`gostore.client.watch`.
+        """
+        return Watch(
+            self._runner, self._connection, container, key=key, prefix=prefix, since=since, timeout_s=timeout_s
+        )
 
     async def shards(self) -> list[dict[str, Any]]:
         """Who holds what: of each shard its primary and its replicas."""

@@ -108,6 +108,12 @@ class Conflict(GoStoreError):
     code = "conflict"
 
 
+class Compacted(GoStoreError):
+    """A watch cannot go on from where it is: the changes after that are no longer kept. Read again, and watch anew."""
+
+    code = "compacted"
+
+
 class WrongType(GoStoreError):
     """An accessor does not fit the value it meets (a name into an array, say)."""
 

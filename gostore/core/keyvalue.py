@@ -199,6 +199,22 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What a commit did to one object, as a watch tells it (``gostore.client.watch``).
+
+    ``version``: the index of the commit in the log of ``shard``; so versions of one shard only grow.
+    ``deleted``: the object was removed, and ``value`` is None.
+    """
+
+    container: str
+    key: str
+    version: int
+    shard: int
+    value: Value = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """A commit happened. ``versions``: shard -> the version that everything written there now has."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from gostore.client.objects import TransactionHandle
 from gostore.core.blocks import Block, var
-from gostore.core.errors import AlreadyExists, Conflict, NotFound, WrongType
+from gostore.core.errors import AlreadyExists, BadRequest, Conflict, NotFound, WrongType
 from gostore.testbed import Testbed
 
 pytestmark = pytest.mark.processes
@@ -41,6 +41,14 @@ def test_values_are_nested_and_reached_by_paths(cluster: Testbed, box: str) -> N
     db.set_sync(box, "s", "text")
     with pytest.raises(WrongType):
         db.set_sync(box, "s", 1, "name")
+
+
+def test_a_stale_read_is_asked_for_by_name(cluster: Testbed, box: str) -> None:
+    cluster.db.set_sync(box, "k", 1)
+    cluster.db.set_sync(box, "k", 2)
+    assert cluster.db.get_sync(box, "k", consistency="stale") in (None, 1, 2)
+    with pytest.raises(BadRequest, match="linearizable, stale"):
+        cluster.db.get_sync(box, "k", consistency="fresh")
 
 
 def test_containers(cluster: Testbed, box: str) -> None:

@@ -240,7 +240,7 @@ class Database:
         timeout_s: float | None = None,
     ) -> Versioned:
         """See ``KeyValue``. ``consistency``: ``stale`` takes what the nearest replica has applied, without asking."""
-        if consistency not in CONSISTENCIES or (consistency != LINEARIZABLE and snapshot is not None):
+        if consistency not in CONSISTENCIES or (consistency != LINEARIZABLE and snapshot):
             raise BadRequest(
                 f"consistency = {consistency!r:.50}: allowed are {', '.join(CONSISTENCIES)}, and with a snapshot only "
                 f"{LINEARIZABLE}"
@@ -302,6 +302,40 @@ class Database:
         return await self._all_shards(
             range(self._config.shards), lambda shard: self._router.call(shard, function, args, deadline_s)
         )
+
+    async def watched(self, container: str, key: str | None, prefix: str | None) -> list[Any]:
+        """What a watch of a key, or of a prefix, begins with.
+
+        [the container's physical name, first key, end of the keys (null: none), [[shard, index, oldest index from which
+        changes are kept, primary], ...]]. Everything that is committed from now on has a greater index. Raises
+        ``NotFound``, ``BadRequest``, ``NotSupported`` with the policy ``quorum``, and ``Unavailable`` when a shard has
+        no working primary.
+        """
+        if self._config.replication == "quorum":
+            raise NotSupported(
+                "db.replication = 'quorum': there is no log whose order is final, and so nothing that a watch could "
+                "deliver once and for all; read again from time to time"
+            )
+        if (key is None) == (prefix is None):
+            raise BadRequest(f"key = {key!r:.100}, prefix = {prefix!r:.100}: one of them is watched, and not both")
+        text = key if key is not None else prefix or ""
+        if text or key is not None:
+            check_text("prefix" if key is None else "key", text, self._config.key_size_bytes_max)
+        # Nothing lies between a string and the same string with the smallest character behind it.
+        end = text + "\0" if key is not None else prefix_end(text) if text else None
+        deadline_s = self._router.deadline(None)
+
+        async def run(found: dict[str, Container]) -> list[Any]:
+            holder = found[container]
+            one = key is not None or (holder.separator is not None and holder.separator in text)
+            shards = [self.shard_of(holder, text)] if one else list(range(self._config.shards))
+            positions = await self._all_shards(
+                shards, lambda shard: self._router.read(shard, "position", [holder.physical], deadline_s)
+            )
+            ways = [[shard, *position] for shard, position in zip(shards, positions, strict=True)]
+            return [holder.physical, text, end, ways]
+
+        return await self._with_containers([container], run)
 
     async def _all_shards(self, shards: Iterable[int], run: Callable[[int], Awaitable[Any]]) -> list[Any]:
         """Ask shards at the same time; raises the first error."""

@@ -10,6 +10,9 @@ A value is read at a snapshot by taking what the *first* change after the snapsh
 what is there now. One exception keeps transactions across shards in real-time order: a change that was prepared at or
 before the snapshot, and decided after it, may already have been seen elsewhere when the snapshot was taken. Such a read
 is refused too.
+
+The same list tells whoever watches what was written (:meth:`Store.written`): a change made its object what the next
+change of that object replaced, or, without such a change, what is there now.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from gostore.core.errors import Conflict
+from gostore.core.errors import Compacted, Conflict
 
 HISTORY_CHANGES_MAX = 4096
 """Replaced values kept per shard. Larger: longer transactions find their snapshot; smaller: less memory."""
@@ -45,6 +48,14 @@ class Change(NamedTuple):
     previous: Stored | None
 
 
+class Written(NamedTuple):
+    """At ``index`` the object ``key`` became ``packed``; None: it was removed."""
+
+    index: int  # type: ignore[assignment]  # tuple.index is not missed here
+    key: str
+    packed: bytes | None
+
+
 class Row(NamedTuple):
     key: str
     version: int
@@ -61,6 +72,8 @@ class Store:
         self._changes_size = 0
         self.floor = 0
         """The oldest index at which a snapshot can be read."""
+        self.history_floor = 0
+        """Every change after this index is kept. Lower than ``floor`` when a container was dropped since."""
         self.size_bytes = 0
         """Of all keys and packed values that are current."""
         self.objects = 0
@@ -116,18 +129,21 @@ class Store:
         self._remember(Change(index, prepared or index, container, key, previous))
 
     def drop(self, container: str, index: int) -> None:
-        """Remove a whole container; snapshots older than ``index`` are refused afterwards."""
+        """Remove a whole container; snapshots older than ``index`` are refused afterwards.
+
+        What was written in other containers is still told: whoever watches them has nothing to do with this one.
+        """
         for key, stored in self._containers.pop(container, {}).items():
             self.objects -= 1
             self.size_bytes -= _size(key, stored.packed)
         self.newest = index
-        self.forget_history(index)
+        self.floor = index
 
     def forget_history(self, floor: int) -> None:
         self._changes.clear()
         self._changes_of.clear()
         self._changes_size = 0
-        self.floor = floor
+        self.floor = self.history_floor = floor
 
     def _remember(self, change: Change) -> None:
         self._changes.append(change)
@@ -141,7 +157,8 @@ class Store:
             changes.popleft()
             if not changes:
                 del self._changes_of[place]
-            self.floor = oldest.index
+            self.history_floor = oldest.index
+            self.floor = max(self.floor, oldest.index)
 
     def read(self, container: str, key: str, at: int | None = None) -> Stored | None:
         """The object now, or at the snapshot ``at``. Raises ``Conflict`` when that is not kept."""
@@ -182,6 +199,28 @@ class Store:
     def _present(self, container: str, key: str) -> Stored:
         stored: Stored = self._containers[container][key]
         return stored
+
+    def written(self, container: str, start: str, end: str | None, after: int) -> list[Written]:
+        """What became of the objects with ``start <= key < end`` after the index ``after``, in the order of the log.
+
+        Equal on all stores that keep it. The container was never dropped. Raises ``Compacted`` when not all is kept.
+        """
+        if after < self.history_floor:
+            raise Compacted(
+                f"the changes after index {after} are no longer kept, only those after {self.history_floor}",
+                kept_after=self.history_floor,
+            )
+        found: list[Written] = []
+        later: dict[str, Stored | None] = {}
+        for change in reversed(self._changes):
+            if change.index <= after:
+                break
+            if change.container == container and start <= change.key and (end is None or change.key < end):
+                stored = later[change.key] if change.key in later else self.current(container, change.key)
+                found.append(Written(change.index, change.key, None if stored is None else stored.packed))
+                later[change.key] = change.previous
+        found.reverse()
+        return found
 
     def fingerprint(self, container: str, start: str, end: str | None) -> tuple[int, int]:
         """(number of objects, greatest version) of a range; equal fingerprints mean that nothing changed."""

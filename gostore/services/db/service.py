@@ -24,6 +24,7 @@ from gostore.services.db.raft import GROUPS_FROM, RaftReplication
 from gostore.services.db.replication import Replication, together
 from gostore.services.db.router import Router, answer_by
 from gostore.services.db.shard import Shard, World
+from gostore.services.db.watches import WAIT_S_MAX, Polls
 from gostore.storage.wal import Wal
 
 BLOCK_PAUSE_S: Final = (0.002, 0.2)
@@ -100,6 +101,7 @@ class DbService:
         )
         self._check_disk(wal, config)
         self._shards = [Shard(world, number) for number in range(config.db.shards)]
+        self._polls = Polls(env, self._shards)
 
     def _check_disk(self, wal: Wal, config: NodeConfig) -> None:
         """Raises ``ConfigError`` when the log holds what another policy wrote: it would look like an empty db."""
@@ -123,6 +125,7 @@ class DbService:
         """Take part no longer. The tasks are the node's, and end with it."""
         self._started = False
         self._pins.stop()
+        self._polls.end()
         if self._unwatch is not None:
             self._unwatch()
 
@@ -238,6 +241,27 @@ class DbService:
             container, prefix, start=start, end=end, limit=limit, snapshot=_snapshot(snapshot)
         )
         return page.to_wire()
+
+    @remote
+    async def watch(self, call: Call, container: str, key: str | None = None, prefix: str | None = None) -> list[Any]:
+        """What a watch begins with; see :meth:`Database.watched`."""
+        return await self.database.watched(container, key, prefix)
+
+    @remote
+    async def changes(
+        self, call: Call, container: str, start: str, end: str | None, since: list[Any], wait_s: float
+    ) -> list[Any]:
+        """What is new in shards that this node serves; see :mod:`gostore.services.db.watches`.
+
+        ``container``, ``start``, ``end``: as :meth:`watch` gives them; ``since``: [[shard, index, skip], ...].
+        """
+        if not 0 <= wait_s <= WAIT_S_MAX:
+            raise BadRequest(f"wait_s = {wait_s}: allowed are values from 0 to {WAIT_S_MAX}")
+        if not self._started:
+            raise Unavailable(f"db at {self._env.name} has not started or is stopping")
+        now_s = asyncio.get_running_loop().time()
+        deadline_s = answer_by(call.deadline_s, now_s)
+        return await self._polls.changes(container, start, end, since, min(now_s + wait_s, deadline_s), deadline_s)
 
     @remote
     async def commit(

@@ -32,6 +32,7 @@ from gostore.services.db.coordinator import Coordinator
 from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
 from gostore.services.db.replication import Group, Replication, ShardStatus
 from gostore.services.db.values import read_packed
+from gostore.services.db.watches import Watches
 from gostore.storage.wal import Wal
 
 SCAN_SIZE_BYTES_MAX: Final = 1024 * 1024
@@ -96,6 +97,7 @@ class Shard:
         self.commits = 0
         self.conflicts = 0
         self.coordinator = Coordinator(world.env, self, world.shards)
+        self.watches = Watches(self)
         self.replication = world.policy(
             Group(
                 env=world.env,
@@ -115,6 +117,11 @@ class Shard:
                 compaction=world.compaction,
             )
         )
+
+    @property
+    def name(self) -> str:
+        """Of this node."""
+        return self._env.name
 
     async def _send(self, to: str, message: list[Any], data: bytes, timeout_s: float) -> Any:
         return await self._world.send(self.number, to, message, data, timeout_s)
@@ -140,15 +147,19 @@ class Shard:
             if command[0] == "commit" and outcome[0] == "ok":
                 places = [(write[1], write[2]) for write in command[3]]
             self._count(outcome, places, index)
+        if self.watches.parked:
+            self.watches.notice(index)
         return outcome
 
     def skip(self, index: int) -> None:
         self.machine.skip(index)
 
     def snapshot(self) -> Iterator[bytes]:
+        self.watches.flush()  # whoever begins with this snapshot has no history before it
         return self.machine.snapshot()
 
     def restore(self, pieces: list[bytes]) -> None:
+        self.watches.flush()
         if pieces:
             restorer = Restorer(self.number, self._world.value_size_bytes_max)
             for piece in pieces:
@@ -218,6 +229,8 @@ class Shard:
                 return self._stale(container, key, path_from_wire(path))
             case "scan", [str(container), str(start), end, int(limit), at]:
                 return await self._scan(container, start, end, limit, at, deadline_s)
+            case "position", [str(container)]:
+                return await self.watches.position(container, deadline_s)
             case "commit", [request, reads, writes]:
                 return await self._commit(request, reads, writes, deadline_s)
             case "coordinate", [request, [*parts]]:

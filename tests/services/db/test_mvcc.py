@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gostore.core.errors import Conflict
+from gostore.core.errors import Compacted, Conflict
 from gostore.services.db import mvcc
 from gostore.services.db.mvcc import Store
 
@@ -207,3 +207,48 @@ def test_a_range_is_what_lies_between_its_bounds() -> None:
                 now = list(store.scan(copied("c2"), start, end))
                 assert [row.key for row in now] == ([] if change == "all removed" else inside)
                 assert store.fingerprint("c2", start, end) == (len(now), max((row.version for row in now), default=0))
+
+
+@given(writes, keys, st.none() | keys, st.integers(1, 31), st.integers(0, 30))
+def test_what_was_written_is_told_in_the_order_of_the_log(
+    steps: list[tuple[str, str, bytes | None]], start: str, end: str | None, kept: int, dropped: int
+) -> None:
+    """From every index that is kept; a container that is dropped meanwhile changes nothing for another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mvcc, "HISTORY_CHANGES_MAX", kept)
+        store = Store()
+        expected: list[tuple[int, str, bytes | None]] = []
+        changes: list[int] = []
+        present: set[tuple[str, str]] = set()
+        for index, (container, key, value) in enumerate(steps, 1):
+            if index == dropped:
+                store.drop("two", index)
+                present = {place for place in present if place[0] == "one"}
+                continue
+            store.write(container, key, value, index)
+            if value is None and (container, key) not in present:
+                continue  # nothing was there
+            (present.discard if value is None else present.add)((container, key))
+            changes.append(index)
+            if container == "one" and start <= key and (end is None or key < end):
+                expected.append((index, key, value))
+    floor = changes[-kept - 1] if len(changes) > kept else 0
+    assert store.history_floor == floor
+    for after in range(len(steps) + 2):
+        if after < floor:
+            with pytest.raises(Compacted, match=f"only those after {floor}"):
+                store.written("one", start, end, after)
+        else:
+            assert store.written("one", start, end, after) == [one for one in expected if one[0] > after]
+
+
+def test_a_store_that_was_restored_knows_nothing_of_before() -> None:
+    store = Store()
+    store.load("c", [mvcc.Row("k", 7, b"old")])
+    store.forget_history(9)
+    store.write("c", "k", b"new", 10)
+    store.write("c", "l", b"1", 10)
+    assert store.written("c", "", None, 9) == [(10, "k", b"new"), (10, "l", b"1")]
+    with pytest.raises(Compacted) as caught:
+        store.written("c", "", None, 8)
+    assert caught.value.details == {"kept_after": 9}
