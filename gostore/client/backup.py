@@ -89,10 +89,10 @@ async def backup(
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(target)
-        except _Unknown:
-            draft.unlink()
-            raise
         except _LOST as error:
+            if error.details.get("asked"):
+                draft.unlink()
+                raise
             last = error
             continue
         _sync_directory(target.parent)
@@ -100,10 +100,6 @@ async def backup(
     draft.unlink(missing_ok=True)
     assert last is not None
     raise Unavailable(f"no backup was finished in {ATTEMPTS_MAX} attempts; the last: {last.message}")
-
-
-class _Unknown(NotFound):
-    """A container that was asked for by name."""
 
 
 class _Backup:
@@ -151,7 +147,8 @@ class _Backup:
         there = [name for name in sorted(known) if not known[name]["dropping"] and name not in FILES]
         missing = [name for name in self._wanted or () if name not in there]
         if missing:
-            raise _Unknown(f"there is no container {missing[0]!r:.100}; there are {', '.join(there) or 'none'}")
+            known_names = ", ".join(there) or "none"
+            raise NotFound(f"there is no container {missing[0]!r:.100}; there are {known_names}", asked=True)
         return {name: known[name] for name in self._wanted or there if not _STAGED.fullmatch(name)}
 
     async def _rows(self, physical: str) -> Any:

@@ -160,7 +160,7 @@ def _all_errors() -> dict[str, type[GoStoreError]]:
     todo: list[type[GoStoreError]] = [GoStoreError]
     while todo:
         cls = todo.pop()
-        found[cls.code] = cls
+        found.setdefault(cls.code, cls)  # of a class and its heirs without a code of their own, the class
         todo.extend(cls.__subclasses__())
     return found
 

@@ -44,3 +44,10 @@ def test_addresses_cross_the_wire() -> None:
     for wire in (None, ["h", 1], ["h", 1, 65536], ["h", -1, 1], [1, 1, 1]):
         with pytest.raises(ValueError, match="not an address"):
             Address.from_wire(wire)
+
+
+def test_an_heir_without_a_code_of_its_own_does_not_take_the_place_of_its_class() -> None:
+    class Special(NotFound):
+        pass
+
+    assert type(error_from_wire(Special("gone").to_wire())) is NotFound
