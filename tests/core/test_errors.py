@@ -47,7 +47,7 @@ def test_addresses_cross_the_wire() -> None:
 
 
 def test_an_heir_without_a_code_of_its_own_does_not_take_the_place_of_its_class() -> None:
-    class Special(NotFound):
+    class Special(errors.NotFound):
         pass
 
-    assert type(error_from_wire(Special("gone").to_wire())) is NotFound
+    assert type(errors.error_from_wire(Special("gone").to_wire())) is errors.NotFound
