@@ -409,7 +409,9 @@ class Raft:
         self._settle(now_s)
 
     def _on_vote(self, source: str, vote: Vote, now_s: float) -> None:
-        if not vote.transfer and source != self.leader and self._protects_leader(now_s):
+        if source == self.leader and vote.term > self.term:
+            self._follow(self.term, None, now_s)  # it has lost the lead, and says so
+        if not vote.transfer and self._protects_leader(now_s):
             self._send(source, VoteReply(self.term, False, vote.pre))
             if source in self.configuration.members:
                 # It may be right that the leader is gone. One who was removed is not listened to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -724,6 +725,16 @@ def test_a_leader_of_a_term_that_is_over_stands_again_at_once() -> None:
     follower.receive("n2", Append(1, ORIGIN, (entry(1, 1),), 0))
     assert follower.answer("n3", Vote(2, Point(9, 9), pre=True)) == VoteReply(1, False, True)
     assert follower.answer("n2", Vote(2, Point(1, 1), pre=True)) == VoteReply(2, True, True)
+    # A quiet one wakes up: its leader leads no longer. A question of before it led says nothing.
+    quiet = Bench()
+    quiet.receive("n2", Append(1, ORIGIN, (entry(1, 1),), 0))
+    quiet.receive("n2", Heartbeat(1, 1, 3, quiet=True))
+    assert quiet.raft.deadline_s == math.inf
+    quiet.receive("n2", Vote(1, ORIGIN, pre=True))
+    assert quiet.raft.leader == "n2"
+    quiet.receive("n2", Vote(2, Point(1, 1), pre=True))
+    assert quiet.raft.leader is None
+    assert quiet.raft.deadline_s < math.inf
 
 
 def test_one_that_does_not_lead_says_so() -> None:
