@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo lab test lint types unit slow notebooks browser bench soak mutation clean
+.PHONY: help demo lab test lint types unit slow notebooks browser bench kills soak mutation clean
 
 help:
 	@echo 'make demo   store a real directory tree in five processes, kill one, read everything back'
 	@echo 'make lab    open JupyterLab on the first notebook'
 	@echo 'make test   everything that must hold (within 10 minutes on 2 cores)'
-	@echo 'make slow   more of the same: every planted bug is found again'
+	@echo 'make slow   more of the same: every planted bug is found again, real nodes are killed under load'
+	@echo 'make kills  two hundred rounds of kill -9 on real clusters under load'
 	@echo 'make bench  the launch benchmark against dask'
 	@echo 'make soak   simulated runs with swarm faults on all processors; goes on where it stopped (SEEDS=1000 SECONDS=30)'
 	@echo 'make mutation  mutants of the pure cores: writes docs/mutation.md (an hour of one core; goes on where it stopped)'
@@ -45,6 +46,9 @@ browser: $(VENV)/.dev compiled
 
 bench: $(VENV)/.dev compiled
 	$(BIN)/gostore bench launch --vs dask
+
+kills: $(VENV)/.core compiled
+	$(BIN)/python tests/launch/kills.py --rounds 200
 
 SEEDS ?= 1000
 SECONDS ?= 30
