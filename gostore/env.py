@@ -215,7 +215,7 @@ class Worker:
             error: Exception | None = None
             try:
                 function(argument)
-            except Exception as caught:
+            except Exception as caught:  # whatever it is: whoever waits for the call raises it
                 error = caught
             with contextlib.suppress(RuntimeError):  # the loop that waited is closed
                 done(error)
@@ -297,6 +297,7 @@ class RealDisk:
         """Close a file's descriptor; behind its syncs when some are ``busy``, as its number would be used again."""
         self._files.pop(file, None)
         if busy:
+            # What the syncs before it told is known; that a close fails says nothing more, and nobody waits for it.
             self._thread().submit(os.close, descriptor, lambda error: None)
         else:
             os.close(descriptor)

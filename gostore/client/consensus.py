@@ -6,7 +6,6 @@ the leader, who has one moment for all (``match``), and from the replica itself 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -48,8 +47,8 @@ def with_leader(group: dict[str, Any], leader: str, term: int) -> dict[str, Any]
 
 def _natural(name: str) -> tuple[str, int]:
     """``shard 10`` comes after ``shard 9``."""
-    text, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
-    return text, int(number or 0)
+    text = name.rstrip("0123456789")
+    return text, int(name[len(text) :] or 0)
 
 
 def _merged(name: str, told: Told, fresh: Collection[str], alive: Collection[str]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class Groups:
                     self._fatal(f"the log cannot be synced: {error.message}")
                     return
                 except Exception as error:
-                    # Without this task nothing is ever acknowledged again.
+                    # Whatever it is: without this task nothing is acknowledged again. The node stops, and says why.
                     self._fatal(f"the groups cannot go on: {type(error).__name__}: {error}")
                     raise
 

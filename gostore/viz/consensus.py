@@ -147,12 +147,12 @@ def _cell(name: str, replica: Mapping[str, Any], group: Group) -> dict[str, Any]
     }
 
 
-def _short(count: int) -> str:
+def _short(count: float) -> str:
     """At most four characters, for they stand on the bar: ``812``, ``1.2k``, ``34M``."""
     for unit in ("", "k", "M"):
         if count < 1000:
             return f"{count:.0f}{unit}" if not unit or count >= 10 else f"{int(count * 10) / 10}{unit}"
-        count = count / 1000  # type: ignore[assignment]
+        count /= 1000
     return "999M"
 
 

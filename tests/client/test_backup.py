@@ -114,6 +114,7 @@ def bank_run(seed: int, path: Path, faults: str, backups: int = 3) -> int:
 
         async def disturb(number: int) -> None:
             victim = f"n{number % 5 + 1}"
+            # Virtual time: how long the fault lasts, and not a wait for anything.
             if faults == "kill":
                 await asyncio.sleep(random.Random(f"{seed} {number}").uniform(0, 0.05))
                 await cluster.nodes[victim].kill()

@@ -161,17 +161,21 @@ def test_closing_ends_whoever_waits(world: Testbed) -> None:
     async def cell() -> None:
         watch = await world.db.watch("t", key="d/close").open()
 
-        async def consume() -> list[Change]:
-            return [change async for change in watch]
+        found: list[Change] = []
+        came = asyncio.Event()
+
+        async def consume() -> None:
+            async for change in watch:
+                found.append(change)
+                came.set()
 
         async def close() -> None:
-            await world.sleep(0.5)
             await world.db.set("t", "d/close", 1)
-            await world.sleep(0.5)
+            await came.wait()
             await watch.close()
             await watch.close()
 
-        found, _ = await asyncio.gather(consume(), close())
+        await asyncio.gather(consume(), close())
         assert [change.value for change in found] == [1]
 
     asyncio.run(cell())

@@ -385,7 +385,8 @@ class Quorum:
                 try:
                     outcome = machine.apply(index, entry.payload)
                 except Exception as error:
-                    # Every replica would stumble over it, and whoever skipped it would differ from the others.
+                    # Whatever it is, every replica would stumble over it, and whoever skipped it would differ from the
+                    # others: the node stops, and the error goes on.
                     self._group.env.fatal(f"shard {self._group.shard}: entry {entry.name} cannot be applied: {error}")
                     raise
                 self._applied, self._index = self._applied + 1, index
