@@ -14,7 +14,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -136,17 +136,20 @@ class RealFile:
         self._disk = disk
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
-        self._syncs = 0
+        self._busy = 0  # calls on the worker
 
     def append(self, data: bytes | bytearray | memoryview) -> int:
         offset = self._size
+        self._append(self._open(), data)
+        return offset
+
+    def _append(self, descriptor: int, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data).cast("B")
         while rest:
             # A disk that runs full takes a part: the size counts what has arrived even when the next write raises.
-            written = os.write(self._open(), rest)
+            written = os.write(descriptor, rest)
             self._size += written
             rest = rest[written:]
-        return offset
 
     def read(self, offset: int, size: int) -> bytes:
         data = os.pread(self._open(), size, offset)
@@ -161,13 +164,26 @@ class RealFile:
         os.ftruncate(self._open(), size)
         self._size = size
 
-    async def sync(self) -> None:
+    async def write(self, parts: Sequence[bytes | memoryview], *, sync: bool) -> None:
         descriptor = self._open()
-        self._syncs += 1
+
+        def write(_: None) -> None:
+            for part in parts:
+                self._append(descriptor, part)
+            if sync:
+                _sync_descriptor(descriptor)
+
+        await self._on_worker(write, None)
+
+    async def sync(self) -> None:
+        await self._on_worker(_sync_descriptor, self._open())
+
+    async def _on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
+        self._busy += 1
         try:
-            await self._disk.on_worker(_sync_descriptor, descriptor)
+            await self._disk.on_worker(function, argument)
         finally:
-            self._syncs -= 1
+            self._busy -= 1
 
     def drop_cache(self) -> None:
         if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -177,7 +193,7 @@ class RealFile:
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
-        self._disk.release(self, descriptor, busy=self._syncs > 0)
+        self._disk.release(self, descriptor, busy=self._busy > 0)
 
     def _open(self) -> int:
         if self._descriptor < 0:
@@ -233,8 +249,8 @@ def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
 class RealDisk:
     """One directory of the real file system, locked for one node.
 
-    Reads and writes are plain system calls (the page cache answers them); what waits for the medium runs on one worker
-    thread, so that a slow disk delays the syncs and not the event loop. Raises
+    Reads and small writes are plain system calls (the page cache answers them); what waits for the medium runs on one
+    worker thread, so that a slow disk delays the syncs and not the event loop. Raises
     :class:`~gostore.core.errors.ConfigError` when the directory cannot be used or belongs to a running node.
     """
 

@@ -157,7 +157,9 @@ class Answers:
         if origin.name == self._name:
             peer = self._directory.me
         else:
-            peer = self._directory.meet(Identity(origin.name, origin.incarnation, origin.address))
+            peer = self._directory.get(origin.name)
+            if peer is None or peer.incarnation != origin.incarnation:
+                peer = self._directory.meet(Identity(origin.name, origin.incarnation, origin.address))
         if peer is None or peer.incarnation != origin.incarnation:
             self._outbox.drop(origin.name, "stale", frame.size_bytes)
             return 0

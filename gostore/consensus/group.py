@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EARLY_MAX: Final = 16
 """Peers whose question for a vote is kept until the group begins here."""
 
+READERS_MAX: Final = 4096
+"""Reads that share one question for an index; more are refused as unavailable."""
+
 PROPOSALS_MAX: Final = 4096
 """Commands of one group that may wait for their commit at one node; more are refused as unavailable."""
 
@@ -95,11 +98,14 @@ class Group:
         self.raft: Raft | None = None
         self._groups = groups
         self._env = groups.env
+        self._loop = asyncio.get_running_loop()
+        self._now_s = groups.time_s
         self._compaction = compaction
         self._served = 0  # the latest term in which this node began to serve
         self._waiters: dict[int, tuple[int, asyncio.Future[Any]]] = {}
-        self._reads: dict[int, asyncio.Future[None]] = {}
+        self._reads: dict[int, list[asyncio.Future[None]]] = {}
         self._read_number = 0
+        self._gathering: list[asyncio.Future[None]] | None = None
         self._changed = asyncio.Event()
         self._compacting = False
         self._installing_term = 0
@@ -118,8 +124,10 @@ class Group:
             self._env.name, self.journal.restored(), self, self._groups.tunables, self._env.rng, self._now_s()
         )
 
-    def _now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+    def ready(self) -> Ready | None:
+        """The work that there is now, as :meth:`Raft.ready`."""
+        self._gathering = None  # whoever reads from now on may come too late for the round that is sent now
+        return None if self.raft is None else self.raft.ready(self._now_s())
 
     # what there is
 
@@ -133,8 +141,12 @@ class Group:
         return Status(FOLLOWER, 0, None) if self.raft is None else self.raft.status
 
     @property
+    def role(self) -> str:
+        return FOLLOWER if self.raft is None else self.raft.role
+
+    @property
     def leader(self) -> str | None:
-        return self.status.leader
+        return None if self.raft is None else self.raft.leader
 
     @property
     def serves(self) -> bool:
@@ -215,37 +227,45 @@ class Group:
         if len(self._waiters) >= PROPOSALS_MAX:
             raise Unavailable(f"{self.name}: {PROPOSALS_MAX} commands wait for their commit: try again later")
         point = raft.propose((payload,), self._now_s())
-        future = asyncio.get_running_loop().create_future()
+        future = self._loop.create_future()
         self._waiters[point.index] = (point.term, future)
         self._groups.mark(self)
+        self._groups.deadlines.add(future, deadline_s, self._not_committed, point.index)
         try:
-            async with asyncio.timeout_at(deadline_s):
-                return await future
-        except TimeoutError:
-            raise Timeout(
-                f"{self.name}: entry {point.index} was not committed in time by {self.configuration}: it may still be; "
-                "repeat it with its request id"
-            ) from None
+            return await future
         finally:
             if self._waiters.get(point.index, (0, None))[1] is future:
                 del self._waiters[point.index]
 
+    def _not_committed(self, index: int) -> Timeout:
+        return Timeout(
+            f"{self.name}: entry {index} was not committed in time by {self.configuration}: it may still be; repeat it "
+            "with its request id"
+        )
+
     async def read_barrier(self, deadline_s: float) -> None:
-        """Return when this node's machine may be read; at a follower too. All errors are definite."""
-        self._read_number += 1
-        number = self._read_number
-        self._core().read(number, self._now_s())
-        future = self._reads[number] = asyncio.get_running_loop().create_future()
-        self._groups.mark(self)
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                await future
-        except TimeoutError:
-            raise Unavailable(
-                f"{self.name}: no quorum of {self.configuration} confirmed in time that {self.leader} leads: try again"
-            ) from None
-        finally:
-            self._reads.pop(number, None)
+        """Return when this node's machine may be read; at a follower too. All errors are definite.
+
+        Those who ask before the core hands out its work again are one reader to it.
+        """
+        gathering = self._gathering
+        if gathering is None:
+            number = self._read_number + 1
+            self._core().read(number, self._now_s())
+            self._read_number = number
+            gathering = self._gathering = self._reads[number] = []
+            self._groups.mark(self)
+        elif len(gathering) >= READERS_MAX:
+            raise Unavailable(f"{self.name}: {READERS_MAX} reads wait for their index: try again later")
+        future: asyncio.Future[None] = self._loop.create_future()
+        gathering.append(future)
+        self._groups.deadlines.add(future, deadline_s, self._not_confirmed)
+        await future
+
+    def _not_confirmed(self) -> Unavailable:
+        return Unavailable(
+            f"{self.name}: no quorum of {self.configuration} confirmed in time that {self.leader} leads: try again"
+        )
 
     async def change(self, voters: Sequence[str], learners: Sequence[str], deadline_s: float) -> None:
         """Change the members; returns when that is committed. See :meth:`Raft.change` for what is refused.
@@ -433,13 +453,13 @@ class Group:
             )
 
     def _answer(self, read: ReadState) -> None:
-        future = self._reads.pop(read.context, None)
-        if future is None or future.done():
-            return
-        if read.index is not None:
-            future.set_result(None)
-        else:
-            future.set_exception(NotOwner(f"{self.name}: the lead has changed: ask again", owner=self.leader))
+        for future in self._reads.pop(read.context, ()):
+            if future.done():
+                continue
+            if read.index is not None:
+                future.set_result(None)
+            else:
+                future.set_exception(NotOwner(f"{self.name}: the lead has changed: ask again", owner=self.leader))
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -449,7 +469,8 @@ class Group:
     def fail(self, why: str) -> None:
         """Whoever waits here waits in vain."""
         self._fail_waiters(why)
-        for future in self._reads.values():
+        reads, self._reads, self._gathering = self._reads, {}, None
+        for future in (future for futures in reads.values() for future in futures):
             if not future.done():
                 future.set_exception(Unavailable(f"{self.name}: {why}"))
 

@@ -34,6 +34,7 @@ from typing import Any, Final
 
 from gostore.comm.endpoint import Endpoint
 from gostore.comm.service import Call, current_call, remote, service
+from gostore.consensus.deadlines import Deadlines
 from gostore.consensus.group import Compaction, Group, StateMachine
 from gostore.consensus.messages import Append, Chunk, Message, message_from_wire, size_of
 from gostore.consensus.raft import Raft
@@ -98,6 +99,8 @@ class Groups:
         self._unsynced_size = 0
         self._written = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self.time_s = self._loop.time
+        self.deadlines = Deadlines()
         self._statistics = dict.fromkeys(("turns", "casts", "messages", "syncs"), 0)
 
     def open(self, number: int, name: str, machine: StateMachine, compaction: Compaction | None = None) -> Group:
@@ -219,7 +222,7 @@ class Groups:
 
     def _work(self, group: Group) -> None:
         more = True
-        while more and (raft := group.raft) is not None and (ready := raft.ready(self._loop.time())) is not None:
+        while more and (raft := group.raft) is not None and (ready := group.ready()) is not None:
             self._gather(group, ready.messages)
             group.write(ready)
             group.apply(ready)

@@ -93,6 +93,7 @@ class Journal:
         self._installation: Opening | None = None
         self._drop_to = 0
         self._state: list[bytes] = []
+        self._next = wal.last_index(group) + 1  # nobody else writes into this group
         if not self.empty:
             self._replay()
 
@@ -273,8 +274,9 @@ class Journal:
         return self._write(ENTRY, _ENTRY.pack(entry.index, entry.kind) + entry.payload, entry.term)
 
     def _write(self, kind: int, payload: bytes, term: int = 0) -> int:
-        position = self._wal.last_index(self.group) + 1
+        position = self._next
         self._wal.append(self.group, term, position, payload, kind)
+        self._next += 1
         return position
 
     # replay

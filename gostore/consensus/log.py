@@ -132,15 +132,17 @@ class RaftLog:
             self._take(entry)
 
     def _take(self, entry: Entry) -> None:
-        assert entry.index == self.last.index + 1, f"entry {entry.index} behind {self.last.index}"
-        assert entry.term >= self.last.term, f"term {entry.term} behind {self.last.term}"
-        if entry.term != self.last.term:
-            self._runs.append((entry.index, entry.term))
-        if entry.kind == CONFIGURATION:
-            self._configurations.append((entry.index, Configuration.unpack(entry.payload)))
+        term, index, kind, payload = entry
+        last_index, last_term = self.last
+        assert index == last_index + 1, f"entry {index} behind {last_index}"
+        assert term >= last_term, f"term {term} behind {last_term}"
+        if term != last_term:
+            self._runs.append((index, term))
+        if kind == CONFIGURATION:
+            self._configurations.append((index, Configuration.unpack(payload)))
         self._cached.append(entry)
-        self._cached_size += len(entry.payload)
-        self.last = Point(entry.index, entry.term)
+        self._cached_size += len(payload)
+        self.last = Point(index, term)
 
     def truncate(self, index: int) -> None:
         """Void the entries from ``index`` on."""

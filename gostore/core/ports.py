@@ -50,6 +50,14 @@ class File(Protocol):
 
     def truncate(self, size: int) -> None: ...
 
+    async def write(self, parts: Sequence[bytes | memoryview], *, sync: bool) -> None:
+        """As :meth:`append` of each part, without holding up the loop while the kernel is busy with the file.
+
+        With ``sync`` everything is on the medium at return; a failure is one of :meth:`sync`. Nothing else may be
+        written meanwhile.
+        """
+        ...
+
     async def sync(self) -> None:
         """Return when everything written before the call is on the medium (fdatasync).
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from gostore.core.ports import Rng
@@ -133,6 +133,12 @@ class SimFile:
         inode = self._open()
         self._disk.freed(len(inode.cached) - size)
         inode.truncate(size)
+
+    async def write(self, parts: Sequence[bytes | memoryview], *, sync: bool) -> None:
+        for part in parts:
+            self.append(part)
+        if sync:
+            await self.sync()
 
     async def sync(self) -> None:
         inode = self._open()

@@ -240,7 +240,7 @@ class BlobStore:
             file = self._env.disk.open(name, create=True)
         with contextlib.closing(file):
             with self._space():
-                file.append(data)
+                await file.write([data], sync=False)
             await file.sync()
 
     async def _make_fan(self, key: str) -> None:

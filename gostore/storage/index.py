@@ -26,6 +26,7 @@ MISSING: Final = (1 << 64) - 1
 _DROPPED_MAX: Final = 1024
 
 _PAIR: Final = struct.Struct("<QQ")
+_ENTRIES: Final = (segments.ENTRY, segments.COPY)
 
 
 def location_of(segment: int, offset: int) -> int:
@@ -76,6 +77,14 @@ class GroupIndex:
         place = index - self.first + self._dropped
         self._locations[place] = location
         self._lengths[place] = length
+
+    def settle(self, index: int, before: int, after: int) -> bool:
+        """The entry lies at ``after``, if it lay at ``before``; whether it did."""
+        place = index - self.first + self._dropped
+        if not self._dropped <= place < len(self._locations) or self._locations[place] != before:
+            return False
+        self._locations[place] = after
+        return True
 
     def drop_suffix(self, index: int) -> list[tuple[int, int]]:
         """Forget the entries from ``index`` (at least ``first``) on; returns their (location, length)."""
@@ -164,7 +173,8 @@ class LogIndex:
         elif index != entries.next:
             raise ValueError(f"entry {index} of group {group} cannot follow entry {entries.next - 1}")
         entries.append(term, location, length)
-        self._count(location, length, 1)
+        if not location & BUFFERED:
+            self._count(location, length, 1)
 
     def drop_suffix(self, group: int, index: int) -> None:
         for location, length in self.groups[group].drop_suffix(index):
@@ -180,10 +190,17 @@ class LogIndex:
 
     def holds(self, record: RawRecord, location: int) -> bool:
         """True when this record, at this location, is an entry that is still needed."""
-        if record.type not in (segments.ENTRY, segments.COPY):
+        if record.type not in _ENTRIES:
             return False
         entries = self.find(record.group, record.index)
         return entries is not None and entries.location(record.index) == location
+
+    def settle(self, record: RawRecord, buffered: int, location: int) -> None:
+        """A record that was in the buffer lies in a segment now; nothing, when it is no entry that is still needed."""
+        if record.type in _ENTRIES:
+            entries = self.groups.get(record.group)
+            if entries is not None and entries.settle(record.index, buffered, location):
+                self._count(location, len(record.payload), 1)
 
     def relocate(self, record: RawRecord, location: int) -> None:
         """An entry that is there lies elsewhere from now on."""

@@ -38,7 +38,7 @@ Recovery for Consensus-Based Storage", FAST 2018, do the same). Damage at offset
 - somewhere after p stands a valid record header whose ``synced`` is above p: p had been synced before that was written.
 
 Otherwise it is a *torn tail*. The log helps with the evidence: a batch of records is written only when the batch before
-it is synced, so each batch vouches for all before it; and when a sync ends with nothing more to write, a record of type
+it is synced, so each batch vouches for all before it; and when nothing more comes for a moment, a record of type
 ``SYNCED`` is added, which no one waits for. What remains in doubt, and must, is the last batch after a power cut that
 also took this note: then a flipped bit in it cannot be told from a write that never arrived.
 

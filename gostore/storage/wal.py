@@ -56,6 +56,10 @@ SLACK_SEGMENTS: Final = 2
 CLEAN_RECORDS_MAX: Final = 256
 CLEAN_SIZE_BYTES_MAX: Final = 1 * MIB
 
+# With nothing to write for so long, a note tells that all is on the medium. Shorter: less is in doubt after a power cut;
+# longer: a lone writer is disturbed less by it. Seconds.
+NOTE_AFTER_S: Final = 0.05
+
 _WRITE_SIZE_BYTES: Final = 1 * MIB
 _READ_SIZE_BYTES: Final = 256 * KIB
 
@@ -95,10 +99,13 @@ class Wal:
         self._segments: dict[int, _Segment] = {}  # in the order of their numbers
         self._buffer: list[RawRecord] = []
         self._buffer_size = 0
+        self._taken = 0  # of the buffer: they are being written
         self._written = 0  # records written, and so the number of the buffer's first
         self._synced = 0  # records synced
         self._synced_size = 0  # of the current segment, in bytes
         self._noted = True  # the current segment ends with a note of that
+        self._note_timer: asyncio.TimerHandle | None = None
+        self._flushed_s = 0.0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._failed: str | None = None
         self._closing = False
@@ -193,7 +200,7 @@ class Wal:
             # Before anything is written there: what was cut off must not come back between new records.
             await file.sync()
         self._synced_size, self._noted = size, False
-        self._note_synced()
+        await self._note_synced()
 
     # appending
 
@@ -203,14 +210,14 @@ class Wal:
         Raises ``ValueError`` for an index that is not the next one, ``TooLarge``, and ``Unavailable`` when too much
         waits for the disk or the log has failed; in each case nothing was appended.
         """
-        if len(payload) > self._config.record_size_bytes_max:
-            raise TooLarge(
-                f"an entry of {len(payload)} bytes; at most {self._config.record_size_bytes_max} fit into the log"
-            )
+        size = len(payload)
+        if size > self._config.record_size_bytes_max:
+            raise TooLarge(f"an entry of {size} bytes; at most {self._config.record_size_bytes_max} fit into the log")
         _check_range(group, term, index, kind)
-        self._check_room(len(payload))
-        self._index.append(group, term, index, len(payload), BUFFERED | (self._written + len(self._buffer)))
-        self._push(RawRecord(segments.ENTRY, group, term, index, kind, bytes(payload)))
+        self._check_room(size)
+        self._index.append(group, term, index, size, BUFFERED | (self._written + len(self._buffer)))
+        self._buffer.append(RawRecord(segments.ENTRY, group, term, index, kind, bytes(payload)))
+        self._buffer_size += RECORD_SIZE_BYTES + size
 
     def truncate_suffix(self, group: int, index: int) -> None:
         """Void the entries from ``index`` on; it is durable after the next :meth:`sync`.
@@ -278,8 +285,10 @@ class Wal:
                 self._dirty.clear()
                 while self._buffer:
                     await self._flush()
-                self._note_synced()
+                if self._note_timer is None:
+                    await self._note_synced()
             # A clean end leaves no doubt about the last batch.
+            await self._note_synced()
             await self._current_file().sync()
         except Exception as error:
             # Without a flusher the node is as good as stopped, whatever ended it.
@@ -287,6 +296,8 @@ class Wal:
             if not isinstance(error, OSError):
                 raise
         finally:
+            if self._note_timer is not None:
+                self._note_timer.cancel()
             # Failed, cancelled or closed: nobody will serve those who wait.
             self._failed = self._failed or "it is closed"
             while self._waiting:
@@ -296,17 +307,22 @@ class Wal:
 
     async def _flush(self) -> None:
         """Write the buffer as one batch, sync it, release who waits for it; rotate when the segment is full."""
-        segment, file = self._current, self._current_file()
-        records, size = len(self._buffer), segment.size
-        self._write(segment, file)
-        # All is written and nothing buffered: at this moment the groups are what the log says.
-        full = segment.filled >= self._config.segment_size_bytes_max
+        segment = self._current
+        # What is appended while this waits comes behind it in the buffer; what is written can be read there until then.
+        records = self._taken = len(self._buffer)
+        parts, size = self._encode(segment)
+        # With this batch all is written: what the groups are at this moment is what the log will say.
+        full = segment.filled + size >= self._config.segment_size_bytes_max
         outlines = self._index.outlines() if full else []
-        number, size = self._written, segment.size - size
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await file.sync()
-        self._synced, self._synced_size = number, segment.size
+        await self._current_file().write(parts, sync=True)
+        self._settle(segment, records, size)
+        number = self._synced = self._written
+        self._synced_size = segment.size
+        self._flushed_s = loop.time()
+        if self._note_timer is None:
+            self._note_timer = loop.call_at(self._flushed_s + NOTE_AFTER_S, self._on_idle)
         self._statistics["syncs"] += 1
         self._statistics["records"] += records
         self._statistics["bytes"] += size
@@ -320,36 +336,54 @@ class Wal:
             await self._begin(segment.head.number + 1, outlines)
             self._garbage.set()
 
-    def _write(self, segment: _Segment, file: File) -> None:
-        """Hand the buffer to the page cache and note where each entry came to lie."""
+    def _encode(self, segment: _Segment) -> tuple[list[bytes], int]:
+        """The buffer as it will stand in the segment, and its size in bytes."""
+        written: list[bytes] = []
         parts: list[bytes | memoryview] = []
-        offset, unwritten, mark, synced = segment.size, 0, segment.head.mark, self._synced_size
-        for number, record in enumerate(self._buffer, self._written):
+        begin = offset = segment.size
+        unwritten, mark, synced = offset, segment.head.mark, self._synced_size
+        for record in self._buffer:
             parts += (segments.record_header(mark, offset, synced, record), record.payload)
-            # An entry may have been truncated while it was in the buffer.
-            if self._index.holds(record, BUFFERED | number):
-                self._index.relocate(record, location_of(segment.head.number, offset))
-            size = RECORD_SIZE_BYTES + len(record.payload)
-            offset += size
-            unwritten += size
-            if unwritten >= _WRITE_SIZE_BYTES:
-                file.append(b"".join(parts))
+            offset += RECORD_SIZE_BYTES + len(record.payload)
+            if offset - unwritten >= _WRITE_SIZE_BYTES:
+                written.append(b"".join(parts))
                 parts.clear()
-                unwritten = 0
-        file.append(b"".join(parts))
-        segment.size = offset
-        self._noted = False
-        self._written += len(self._buffer)
-        self._buffer = []
-        self._buffer_size = 0
+                unwritten = offset
+        written.append(b"".join(parts))
+        return written, offset - begin
 
-    def _note_synced(self) -> None:
+    def _settle(self, segment: _Segment, records: int, size: int) -> None:
+        """The first ``records`` of the buffer have been written: note where each entry came to lie."""
+        location = location_of(segment.head.number, segment.size)
+        settle = self._index.settle
+        for number, record in enumerate(self._buffer[:records], self._written):
+            # An entry may have been truncated while it was in the buffer.
+            settle(record, BUFFERED | number, location)
+            location += RECORD_SIZE_BYTES + len(record.payload)
+        segment.size += size
+        self._noted = False
+        self._written += records
+        del self._buffer[:records]
+        self._taken = 0
+        self._buffer_size -= size
+
+    def _on_idle(self) -> None:
+        """It is time for the note, unless more was written meanwhile."""
+        loop, due_s = asyncio.get_running_loop(), self._flushed_s + NOTE_AFTER_S
+        self._note_timer = None
+        if loop.time() < due_s:
+            self._note_timer = loop.call_at(due_s, self._on_idle)
+        else:
+            self._dirty.set()
+
+    async def _note_synced(self) -> None:
         """Leave the evidence that all of the current segment is on the medium; it need not get there itself."""
         segment = self._current
         if self._noted or self._synced_size != segment.size:
             return
         note = RawRecord(segments.SYNCED, 0, 0, 0, 0, b"")
-        self._current_file().append(segments.record_header(segment.head.mark, segment.size, segment.size, note))
+        header = segments.record_header(segment.head.mark, segment.size, segment.size, note)
+        await self._current_file().write([header], sync=False)
         segment.size += RECORD_SIZE_BYTES
         self._noted = True
 
@@ -421,7 +455,7 @@ class Wal:
             "segments": len(self._segments),
             "size_bytes": sum(segment.size for segment in self._segments.values()),
             "live_bytes": sum(self._index.live.values()),
-            "buffered": len(self._buffer),
+            "buffered": len(self._buffer) - self._taken,
         }
 
     def _find(self, group: int, index: int) -> GroupIndex:

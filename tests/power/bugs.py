@@ -260,6 +260,11 @@ def failed_sync_retried() -> Any:
                 except OSError:
                     await asyncio.sleep(0.01)
 
+        async def write(self, parts: Any, *, sync: bool) -> None:
+            await self._file.write(parts, sync=False)
+            if sync:
+                await self.sync()
+
     return patch.object(wal.Wal, "_current_file", lambda self: Stubborn(original(self)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,12 @@ class CrashingFile:
 
     def truncate(self, size: int) -> None:
         return self._disk.run("truncate", lambda: self._file.truncate(size))
+
+    async def write(self, parts: Sequence[bytes], *, sync: bool) -> None:
+        for part in parts:
+            self.append(part)
+        if sync:
+            await self.sync()
 
     async def sync(self) -> None:
         await self._disk.wait("sync", self._file.sync)

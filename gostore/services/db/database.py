@@ -219,7 +219,10 @@ class Database:
         """Run with the containers of these names; once again when a remembered one was dropped meanwhile."""
         distinct = tuple(dict.fromkeys(names))
         try:
-            return await run({name: await self._container(name) for name in distinct})
+            found = {name: known for name in distinct if (known := self._known.get(name)) is not None}
+            if len(found) < len(distinct):
+                found = {name: await self._container(name) for name in distinct}
+            return await run(found)
         except NotFound as error:
             if "dropped" not in error.details:
                 raise
@@ -364,7 +367,7 @@ class Database:
         repeated: bool = False,
     ) -> Committed:
         """See ``KeyValue``. ``repeated``: this request id was sent before and may have had its effect."""
-        all_reads = list(dict.fromkeys(reads))
+        all_reads = list(dict.fromkeys(reads)) if reads else []
         operands = self._check(all_reads, writes)
         if request_id is None:
             self._sequence += 1
@@ -372,11 +375,8 @@ class Database:
         request = request_id.to_wire()
         deadline_s = self._router.deadline(timeout_s)
 
-        async def run(found: dict[str, Container]) -> Committed:
-            parts = self._parts(all_reads, writes, operands, found)
-            if not parts:
-                return Committed({})
-            return await self._commit_parts(parts, request, repeated, deadline_s)
+        def run(found: dict[str, Container]) -> Awaitable[Committed]:
+            return self._commit_parts(self._parts(all_reads, writes, operands, found), request, repeated, deadline_s)
 
         names = [write.container for write in writes] + [read.container for read in all_reads]
         return await self._with_containers(names, run)
@@ -384,6 +384,8 @@ class Database:
     async def _commit_parts(
         self, parts: list[list[Any]], request: list[Any], repeated: bool, deadline_s: float
     ) -> Committed:
+        if not parts:
+            return Committed({})
         shard, reads, writes = parts[0]
         if len(parts) == 1:
             outcome = await self._router.call_again(

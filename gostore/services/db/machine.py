@@ -189,7 +189,7 @@ class ShardMachine:
             return outcome
         # Whoever repeats a request that is being driven must wait for it, and not drive it a second time.
         session.outcomes[sequence] = ["pending", outcome[1]] if outcome[0] == "begun" else outcome
-        while len(session.outcomes) > SESSION_OUTCOMES_MAX:
+        if len(session.outcomes) > SESSION_OUTCOMES_MAX:
             session.dropped = max(session.dropped, session.outcomes.popitem(last=False)[0])
         return outcome
 
@@ -206,17 +206,19 @@ class ShardMachine:
         try:
             parsed = [read_from_wire(read) for read in reads]
             places = [(container, key) for _, container, key, _, _ in writes]
-            for container in dict.fromkeys([read.container for read in parsed] + [place[0] for place in places]):
-                if container in self._dropped:
-                    return ["dropped", container]
-            clash = find_clash(self.store, self.locks, parsed, places)
-            if clash is not None:
-                return ["conflict", *clash]
+            if self._dropped:
+                for container in dict.fromkeys([read.container for read in parsed] + [place[0] for place in places]):
+                    if container in self._dropped:
+                        return ["dropped", container]
+            if parsed or self.locks:
+                clash = find_clash(self.store, self.locks, parsed, places)
+                if clash is not None:
+                    return ["conflict", *clash]
             values: dict[Place, bytes | None] = {}
-            for operation, container, key, path, operand in writes:
-                place = (container, key)
+            for (operation, _, _, path, operand), place in zip(writes, places, strict=True):
                 before = values[place] if place in values else self._packed(place)
-                values[place] = evaluate(before, operation, path_from_wire(path), operand, self._value_size_bytes_max)
+                accessors = path_from_wire(path) if path else ()
+                values[place] = evaluate(before, operation, accessors, operand, self._value_size_bytes_max)
         except GoStoreError as error:
             return ["error", error.code, error.message]
         return parsed, values

@@ -147,7 +147,11 @@ class Store:
 
     def _remember(self, change: Change) -> None:
         self._changes.append(change)
-        self._changes_of.setdefault((change.container, change.key), deque()).append(change)
+        place = (change.container, change.key)
+        changes = self._changes_of.get(place)
+        if changes is None:
+            changes = self._changes_of[place] = deque()
+        changes.append(change)
         self._changes_size += _change_size(change)
         while len(self._changes) > HISTORY_CHANGES_MAX or self._changes_size > HISTORY_SIZE_BYTES_MAX:
             oldest = self._changes.popleft()

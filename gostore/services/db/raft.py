@@ -145,7 +145,7 @@ class RaftReplication:
             raise self._refer(error) from None
 
     async def read_barrier(self, deadline_s: float) -> None:
-        if self._raft.status.role != LEADER:
+        if self._raft.role != LEADER:
             leader = self.primary
             raise self._refer(NotOwner(f"shard {self._group.shard}: its leader is {leader}", owner=leader))
         await self._raft.read_barrier(deadline_s)
@@ -238,7 +238,7 @@ class RaftReplication:
 
     def _is_former(self) -> bool:
         """It holds a copy off the ring, and does not lead."""
-        return self._holds() and self._group.name not in self._owners and self._raft.status.role != LEADER
+        return self._holds() and self._group.name not in self._owners and self._raft.role != LEADER
 
     def _retire_if_former(self) -> None:
         if self._is_former() and not self._retiring:
@@ -285,7 +285,7 @@ class RaftReplication:
     @property
     def role(self) -> str:
         raft = self._raft
-        if raft.status.role == LEADER:
+        if raft.role == LEADER:
             return "primary" if raft.serves else "recovering"
         return "backup" if self._holds() or self._group.name in raft.configuration.members else "idle"
 
@@ -299,7 +299,7 @@ class RaftReplication:
         settled = raft.settled and not configuration.learners and sorted(configuration.voters) == sorted(planned)
         details = {
             "leader": raft.leader,
-            "role_in_term": raft.status.role,
+            "role_in_term": raft.role,
             "quiet": raft.quiet,
             "learners": list(configuration.learners),
             "outgoing": list(configuration.outgoing),

@@ -54,6 +54,7 @@ class Router:
     ) -> None:
         self._endpoint = endpoint
         self._env = endpoint.env
+        self._loop = asyncio.get_running_loop()
         self._candidates = candidates
         self._serve = serve
         self._leaders: dict[int, str] = {}  # one per shard
@@ -66,7 +67,7 @@ class Router:
 
     def deadline(self, timeout_s: float | None) -> float:
         """Loop time: after ``timeout_s``, or that of the request being handled, or the configured one."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._loop.time()
         if timeout_s is not None:
             return now_s + timeout_s
         handled = current_call.get()
@@ -80,9 +81,9 @@ class Router:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any:
+    def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Awaitable[Any]:
         """The answer of the shard's primary. For functions that may run twice."""
-        return await self.call_again(shard, function, lambda repeated: args, deadline_s)
+        return self.call_again(shard, function, lambda repeated: args, deadline_s)
 
     async def read(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any:
         """As :meth:`call`, for what has no effect: a failure is always definite."""
@@ -104,17 +105,19 @@ class Router:
         Raises what the primary raised. When no primary answered in time: ``Timeout`` (indefinite) if an attempt may
         have had its effect, else ``Unavailable`` (definite).
         """
-        loop = asyncio.get_running_loop()
         attempt_s, pause_s = ATTEMPT_S[0], PAUSE_S[0]
         repeated, hops, turn = False, 0, 0
         last: GoStoreError | None = None
         name: str | None = None
-        while loop.time() < deadline_s or last is None:
+        while last is None or self._loop.time() < deadline_s:
             name = self._choose(shard, turn)
             try:
                 if name is None:
                     raise Unavailable("nobody in this node's view of the cluster is online")
-                answer = await self._ask(name, shard, function, args(repeated), deadline_s, attempt_s)
+                if name == self._env.name:
+                    answer = await self._serve(shard, function, args(repeated), deadline_s)
+                else:
+                    answer = await self._ask(name, shard, function, args(repeated), deadline_s, attempt_s)
                 if function != "stale":  # which any replica answers
                     self._leaders[shard] = name
                 return answer
@@ -156,14 +159,12 @@ class Router:
     async def _ask(
         self, name: str, shard: int, function: str, args: list[Any], deadline_s: float, attempt_s: float
     ) -> Any:
-        if name == self._env.name:
-            return await self._serve(shard, function, args, deadline_s)
-        timeout_s = min(deadline_s - asyncio.get_running_loop().time(), attempt_s)
+        timeout_s = min(deadline_s - self._loop.time(), attempt_s)
         reply = await self._endpoint.call(name, "db", "shard", shard, function, args, timeout_s=timeout_s)
         return reply.value
 
     async def _pause(self, pause_s: float, deadline_s: float) -> None:
-        until_s = asyncio.get_running_loop().time() + pause_s * self._env.rng.uniform(0.5, 1.0)
+        until_s = self._loop.time() + pause_s * self._env.rng.uniform(0.5, 1.0)
         try:
             async with asyncio.timeout_at(min(until_s, deadline_s)):
                 await self._changed.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Final, Protocol, cast
 
 from gostore.cluster.view import View, shard_key
@@ -165,8 +166,8 @@ class DbService:
             raise Unavailable(f"db at {self._env.name} has not started or is stopping")
         return self._shards[number]
 
-    async def _serve(self, number: int, function: str, args: list[Any], deadline_s: float) -> Any:
-        return await self._shard(number).serve(function, args, deadline_s)
+    def _serve(self, number: int, function: str, args: list[Any], deadline_s: float) -> Awaitable[Any]:
+        return self._shard(number).serve(function, args, deadline_s)
 
     async def _send(self, number: int, to: str, message: list[Any], data: bytes, timeout_s: float) -> Reply:
         return await self._endpoint.call(to, "db", "replicate", number, message, data=data, timeout_s=timeout_s)

@@ -8,7 +8,7 @@ misses the other. Commits of one shard wait for them too (they hold nothing mean
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -143,9 +143,10 @@ class Shard:
             self._wake()
             self.coordinator.notice(command[0], command[1], outcome)
         if self.replication.role == "primary":
-            places = list(decided.values) if decided is not None and command[2] else []
-            if command[0] == "commit" and outcome[0] == "ok":
-                places = [(write[1], write[2]) for write in command[3]]
+            if command[0] == "commit":
+                places = [(write[1], write[2]) for write in command[3]] if outcome[0] == "ok" else []
+            else:
+                places = list(decided.values) if decided is not None and command[2] else []
             self._count(outcome, places, index)
         if self.watches.parked:
             self.watches.notice(index)
@@ -218,34 +219,41 @@ class Shard:
 
     # what a primary does for callers
 
-    async def serve(self, function: str, args: list[Any], deadline_s: float) -> Any:
-        """One request, from any node; raises ``NotOwner`` when this one is not the primary."""
+    def serve(self, function: str, args: list[Any], deadline_s: float) -> Awaitable[Any]:
+        """One request, from any node; raises ``NotOwner`` when this one is not the primary.
+
+        Not a coroutine itself, but what it gives is one: each that stands between costs as much as a lookup.
+        """
         if self._gate is not None and function in GATED:
-            await self._pass_gate(deadline_s)
+            return self._serve_gated(function, args, deadline_s)
         match function, args:
             case "get", [str(container), str(key), path, at]:
-                return await self._get(container, key, path_from_wire(path), at, deadline_s)
+                return self._get(container, key, path_from_wire(path), at, deadline_s)
+            case "commit", [request, reads, writes]:
+                return self._commit(request, reads, writes, deadline_s)
             case "stale", [str(container), str(key), path]:
                 return self._stale(container, key, path_from_wire(path))
             case "scan", [str(container), str(start), end, int(limit), at]:
-                return await self._scan(container, start, end, limit, at, deadline_s)
+                return self._scan(container, start, end, limit, at, deadline_s)
             case "position", [str(container)]:
-                return await self.watches.position(container, deadline_s)
-            case "commit", [request, reads, writes]:
-                return await self._commit(request, reads, writes, deadline_s)
+                return self.watches.position(container, deadline_s)
             case "coordinate", [request, [*parts]]:
-                return await self.coordinator.coordinate(request, parts, deadline_s)
+                return self.coordinator.coordinate(request, parts, deadline_s)
             case "prepare", [str(transaction), int(coordinator), reads, writes]:
-                return await self.propose(["prepare", transaction, coordinator, reads, writes], deadline_s)
+                return self.propose(["prepare", transaction, coordinator, reads, writes], deadline_s)
             case "decide", [str(transaction), bool(commit)]:
-                return await self.propose(["decide", transaction, commit], deadline_s)
+                return self.propose(["decide", transaction, commit], deadline_s)
             case "decision", [str(transaction)]:
-                return await self.coordinator.decision(transaction, deadline_s)
+                return self.coordinator.decision(transaction, deadline_s)
             case "drop", [str(container)]:
-                return await self.propose(["drop", container], deadline_s)
+                return self.propose(["drop", container], deadline_s)
             case (("hold" | "pin" | "confirm" | "release"), [str(cut), *more]):
-                return await self._take_part(function, cut, more, deadline_s)
+                return self._take_part(function, cut, more, deadline_s)
         raise BadRequest(f"shard {self.number} has no {function!r} with {len(args)} such arguments")
+
+    async def _serve_gated(self, function: str, args: list[Any], deadline_s: float) -> Any:
+        await self._pass_gate(deadline_s)
+        return await self.serve(function, args, deadline_s)
 
     # for a backup: see gostore.services.db.backup
 
@@ -293,15 +301,16 @@ class Shard:
         if not keep:
             self._world.pins.drop(cut)
 
-    async def propose(self, command: list[Any], deadline_s: float) -> Outcome:
-        outcome: Outcome = await self.replication.propose(pack_command(command), deadline_s)
-        return outcome
+    def propose(self, command: list[Any], deadline_s: float) -> Awaitable[Outcome]:
+        return self.replication.propose(pack_command(command), deadline_s)
 
     async def _get(self, container: str, key: str, path: Path, at: int | None, deadline_s: float) -> list[Any]:
-        await self._readable(lambda: self.machine.locks.against_read(container, key), deadline_s)
+        await self.replication.read_barrier(deadline_s)
+        if self.machine.locks.against_read(container, key):
+            await self._readable(lambda: self.machine.locks.against_read(container, key), deadline_s)
         return self.read(container, key, path, at)
 
-    def _stale(self, container: str, key: str, path: Path) -> list[Any]:
+    async def _stale(self, container: str, key: str, path: Path) -> list[Any]:
         """What this replica has applied, whoever leads, and whatever is locked. Raises ``NotOwner`` if it is none."""
         if self.replication.role == "idle":
             raise NotOwner(f"shard {self.number}: {self._env.name} holds none of it", owner=self.replication.primary)
@@ -340,8 +349,9 @@ class Shard:
 
     async def _commit(self, request: Any, reads: Any, writes: Any, deadline_s: float) -> Outcome:
         # It only spares a refusal: whether it may commit is decided when it is applied.
-        until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
-        await self._unlocked(lambda: self._locked(reads, writes), until_s)
+        if self._locked(reads, writes):
+            until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
+            await self._unlocked(lambda: self._locked(reads, writes), until_s)
         return await self.propose(["commit", request, reads, writes], deadline_s)
 
     def _locked(self, reads: Any, writes: Any) -> bool:
