@@ -199,11 +199,8 @@ def _standing(name: str, wal: Wal, number: int) -> Standing | None:
         return None
     journal = Journal(wal, number)
     restored = journal.restored()
-    last, configuration = restored.start, restored.configuration
-    for entry in restored.entries:
-        last = Point(entry.index, entry.term)
-        if entry.kind == CONFIGURATION:
-            configuration = Configuration.unpack(entry.payload)
+    last = Point(restored.last, restored.runs[-1][1] if restored.runs else restored.start.term)
+    configuration = restored.configurations[-1][1] if restored.configurations else restored.configuration
     if configuration == NOBODY:
         return None
     return Standing(name, max(restored.hard_state.term, last.term), last, configuration)
@@ -235,7 +232,7 @@ def _begin_shard(journal: Journal, repair: Repair, survivor: str) -> None:
         journal.found(NOBODY)
     journal.write_hard(HardState(repair.term, None, journal.hard.commit))
     only = Configuration((survivor,))
-    journal.append(Entry(repair.term, journal.last + 1, CONFIGURATION, only.pack()))
+    journal.append([Entry(repair.term, journal.last + 1, CONFIGURATION, only.pack())])
 
 
 def _begin_masters(journal: Journal, repair: Repair, survivor: str, view: View) -> None:
@@ -270,7 +267,7 @@ def _view_of_masters(journal: Journal, cluster: str, cache: RingCache) -> View:
     machine = Machine(View(cluster, 0, {}, {}, cache=cache), lambda event, view: None)
     if state := journal.take_state():
         machine.restore(state)
-    for entry in journal.restored().entries:
+    for entry in journal.standing():
         if entry.kind == COMMAND:
             machine.apply(entry.index, entry.payload)
     return machine.view

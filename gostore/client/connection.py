@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
+from gostore.client.commits import Commits
 from gostore.comm import Endpoint, Reply
 from gostore.config import CommConfig
 from gostore.core.address import Address
@@ -81,6 +82,8 @@ class Connection:
         self._shunned: dict[str, float] = {}
         self._ended: dict[str, None] = {}
         self._refreshed_s = 0.0
+        self.timeout_s = TIMEOUT_S
+        self.commits = Commits(self)
         self.is_usable: Callable[[str], bool] = lambda name: True
         """A testbed knows which nodes it killed or paused; others are asked only when nothing is left."""
 
@@ -167,12 +170,13 @@ class Connection:
         tells_repeats: bool = False,
         via: str | None = None,
         timeout_s: float | None = None,
+        after: GoStoreError | None = None,
     ) -> Reply:
         """Ask whichever node can help, one after the other, round and round until the time is over.
 
         ``repeatable``: running twice does no harm (reads, commits that carry a request id). ``tells_repeats``: the
         function takes a last argument that says whether an earlier attempt may have had its effect. ``via``: this node
-        only.
+        only. ``after``: what came of an attempt that was made already.
         """
         if via is not None:
             self._check_node(via)
@@ -180,8 +184,7 @@ class Connection:
         deadline_s = loop.time() + (TIMEOUT_S if timeout_s is None else timeout_s)
         # A silent node must not use up all the time; but what takes long everywhere gets longer each round.
         pause_s, patience_s = BACKOFF_S[0], PATIENCE_S
-        last: GoStoreError | None = None
-        all_definite = True
+        last, all_definite = after, after is None or after.definite
         while True:
             for node in self._order() if via is None else [via]:
                 left_s = deadline_s - loop.time()

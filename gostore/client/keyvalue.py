@@ -73,11 +73,8 @@ class RemoteKeyValue:
     ) -> Committed:
         connection = self._connection()
         request = request_id or connection.next_request()
-        reply = await connection.call(
-            "db", "commit", [read.to_wire() for read in reads], [write.to_wire() for write in writes],
-            request.to_wire(), via=self._via, repeatable=True, tells_repeats=True, timeout_s=timeout_s,
-        )  # fmt: skip
-        return Committed.from_wire(reply.value)
+        item = ([read.to_wire() for read in reads], [write.to_wire() for write in writes], request.to_wire())
+        return Committed.from_wire(await connection.commits.commit(item, self._via, timeout_s))
 
 
 def _pairs(snapshot: Mapping[int, int] | None) -> list[list[int]]:

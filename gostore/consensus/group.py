@@ -165,6 +165,17 @@ class Group:
         return raft is not None and raft.log.configuration_index <= self.applied and not raft.configuration.joint
 
     @property
+    def dismissed(self) -> bool:
+        """This node is no member, as far as it can know.
+
+        A replica that is catching up passes configurations of the past, from before it was added: they say nothing.
+        """
+        raft = self.raft
+        if raft is None or raft.lags or not self.settled:
+            return False
+        return bool(raft.configuration.voters) and self._env.name not in raft.configuration.members
+
+    @property
     def committed(self) -> int:
         return 0 if self.raft is None else self.raft.log.committed
 
@@ -236,6 +247,32 @@ class Group:
         finally:
             if self._waiters.get(point.index, (0, None))[1] is future:
                 del self._waiters[point.index]
+
+    async def propose_all(self, payloads: Sequence[bytes], deadline_s: float) -> list[Any]:
+        """As :meth:`propose` of each in this order, with nothing in between; of one that failed there is its error.
+
+        Raises only when none of them was proposed.
+        """
+        raft = self._core()
+        if len(self._waiters) + len(payloads) > PROPOSALS_MAX:
+            raise Unavailable(f"{self.name}: {len(self._waiters)} commands wait for their commit: try again later")
+        point = raft.propose(payloads, self._now_s())
+        futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in payloads]
+        for index, future in enumerate(futures, point.index):
+            self._waiters[index] = (point.term, future)
+        self._groups.mark(self)
+        # They are applied in their order: what is not told when the last one is, never will be.
+        self._groups.deadlines.add(futures[-1], deadline_s, self._not_committed, point.index + len(futures) - 1)
+        try:
+            await asyncio.wait((futures[-1],))
+        finally:
+            for index, future in enumerate(futures, point.index):
+                if self._waiters.get(index, (0, None))[1] is future:
+                    del self._waiters[index]
+        return [
+            (future.exception() or future.result()) if future.done() else self._not_committed(index)
+            for index, future in enumerate(futures, point.index)
+        ]
 
     def _not_committed(self, index: int) -> Timeout:
         return Timeout(
@@ -387,8 +424,7 @@ class Group:
                 journal.add_part(chunk.data)
         if ready.truncate_from is not None:
             journal.truncate(ready.truncate_from)
-        for entry in ready.entries:
-            journal.append(entry)
+        journal.append(ready.entries)
 
     def _install(self, point: Point) -> None:
         pieces = self.journal.end_installation()

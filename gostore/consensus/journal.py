@@ -30,14 +30,14 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
 
 from gostore.consensus.configuration import NOBODY, Configuration
-from gostore.consensus.messages import ORIGIN, Entry, Point
+from gostore.consensus.messages import CONFIGURATION, ORIGIN, Entry, Point
 from gostore.consensus.pieces import pieces_of
 from gostore.consensus.ready import HardState, Restored
 from gostore.core.errors import Corrupt, NotSupported
@@ -93,6 +93,9 @@ class Journal:
         self._installation: Opening | None = None
         self._drop_to = 0
         self._state: list[bytes] = []
+        # Of the entries that were found at the opening: (first index, term) for each change of term; configurations.
+        self._runs: list[tuple[int, int]] = []
+        self._configurations: list[tuple[int, Configuration]] = []
         self._next = wal.last_index(group) + 1  # nobody else writes into this group
         if not self.empty:
             self._replay()
@@ -128,14 +131,15 @@ class Journal:
                 position = self._positions[index - self.first]
 
     def restored(self) -> Restored:
-        """What the core begins with. Its entries are read while they are taken."""
-        return Restored(self.hard, self.start, self.configuration, self._counted())
+        """What the core begins with, at the opening or after :meth:`clear`: before anything is appended."""
+        start = self.start
+        runs = [run for run in self._runs if run[1] > start.term]
+        configurations = [made for made in self._configurations if made[0] > start.index]
+        return Restored(self.hard, start, self.configuration, max(self.last, start.index), runs, configurations)
 
-    def _counted(self) -> Iterator[Entry]:
-        self.size_since_snapshot = 0
-        for entry in self.entries(self.start.index + 1, self.last):
-            self.size_since_snapshot += len(entry.payload)
-            yield entry
+    def standing(self) -> Iterator[Entry]:
+        """The entries behind the snapshot, read from the log. Raises ``Corrupt``."""
+        return self.entries(self.start.index + 1, self.last)
 
     def take_state(self) -> list[bytes]:
         """The pieces of the snapshot at ``start`` that were found at the opening; none: the initial state."""
@@ -154,11 +158,17 @@ class Journal:
         self.hard = hard
         self._write(HARD, _pack([hard.term, hard.vote, hard.commit]))
 
-    def append(self, entry: Entry) -> None:
-        """Raises what the node's log raises (``Unavailable``, ``TooLarge``); then nothing is changed."""
-        assert entry.index == self.last + 1, f"entry {entry.index} behind {self.last}"
-        self._positions.append(self._write_entry(entry))
-        self.size_since_snapshot += len(entry.payload)
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Raises what the node's log raises (``Unavailable``, ``TooLarge``): then the entries before that are there."""
+        last, write, positions = self.last, self._wal.append, self._positions
+        for term, index, kind, payload in entries:
+            assert index == last + 1, f"entry {index} behind {last}"
+            position = self._next
+            write(self.group, term, position, _ENTRY.pack(index, kind) + payload, ENTRY)
+            self._next = position + 1
+            positions.append(position)
+            self.size_since_snapshot += len(payload)
+            last = index
 
     def truncate(self, index: int) -> None:
         """Void the entries from ``index`` on."""
@@ -168,6 +178,10 @@ class Journal:
 
     def _drop_from(self, index: int) -> None:
         del self._positions[max(0, index - self.first) :]
+        while self._runs and self._runs[-1][0] >= index:
+            self._runs.pop()
+        while self._configurations and self._configurations[-1][0] >= index:
+            self._configurations.pop()
 
     # snapshots of this replica's own
 
@@ -244,6 +258,7 @@ class Journal:
         self.start, self.configuration = installation.point, installation.configuration
         self.first = self.start.index + 1
         self._positions = array("Q")
+        self._runs, self._configurations = [], []
         self.size_since_snapshot = 0
 
     def clear(self, hard: HardState, tomb: Point) -> None:
@@ -356,7 +371,7 @@ class _Replay:
 
     def _entry(self, record: Record) -> None:
         journal = self._journal
-        index, _ = _ENTRY.unpack_from(record.payload)
+        index, kind = _ENTRY.unpack_from(record.payload)
         if not journal._positions and self._first is not None and 0 < index <= journal.start.index:
             journal.first = index
         place = index - journal.first
@@ -364,6 +379,15 @@ class _Replay:
             raise self._wrong(f"entry {index} follows {journal.last}")
         if place == len(journal._positions):
             journal._positions.append(record.index)
+            if index > journal.start.index:
+                journal.size_since_snapshot += len(record.payload) - _ENTRY.size
+            runs = journal._runs
+            if not runs or runs[-1][1] != record.term:
+                if runs and runs[-1][1] > record.term:
+                    raise self._wrong(f"entry {index} of term {record.term} follows one of term {runs[-1][1]}")
+                runs.append((index, record.term))
+            if kind == CONFIGURATION:
+                journal._configurations.append((index, Configuration.unpack(record.payload[_ENTRY.size :])))
             return
         known = journal._wal.term(journal.group, journal._positions[place])
         if known != record.term:

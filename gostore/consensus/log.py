@@ -30,12 +30,12 @@ class RaftLog:
         self.committed = self.applied = 0
         self.durable = self.handed = 0
         self._restart(restored.start, restored.configuration)
-        for entry in restored.entries:
-            self._take(entry)
-            self.applied = entry.index  # for the trimming only: nothing of it is new
-            self.durable = self.handed = entry.index
-            self.trim()
-        self.applied = self.start.index
+        self._runs += restored.runs
+        self._configurations += restored.configurations
+        self.last = Point(max(restored.last, restored.start.index), self._runs[-1][1])
+        self._cached_from = self.last.index + 1
+        self.durable = self.handed = self.last.index
+        self._warm()
 
     def _restart(self, start: Point, configuration: Configuration) -> None:
         self.start = self.last = start
@@ -46,6 +46,18 @@ class RaftLog:
         self._configurations: list[tuple[int, Configuration]] = [(start.index, configuration)]
         self.committed = self.applied = self.handed = start.index
         self.durable = start.index
+
+    def _warm(self) -> None:
+        """Have the latest entries in memory, as before the start."""
+        last, most = self.last.index, self._tunables.cache_entries_max
+        wanted = max(self.start.index, last - most) + 1
+        entries: list[Entry] = []
+        while wanted + len(entries) <= last:
+            entries += self._storage.entries(wanted + len(entries), last)
+        size = size_of(entries)
+        self._cached, self._cached_from, self._cached_size = entries, wanted, size
+        while self._cached_size > self._tunables.cache_size_bytes_max:
+            self._drop_cached(1)
 
     # what there is
 

@@ -124,14 +124,17 @@ class Append:
         if not isinstance(entries, list) or len(entries) > APPEND_ENTRIES_MAX:
             raise ValueError(f"not a list of at most {APPEND_ENTRIES_MAX} entries")
         found, before = [], point.term
+        _number(term)
         for index, (own, kind, payload) in enumerate(entries, point.index + 1):
-            if not before <= _number(own) <= _number(term) or own == 0:
-                raise ValueError(f"entry {index} of term {own} after term {before}, sent in term {term}")
+            if type(own) is not int or not before <= own <= term or own == 0:
+                raise ValueError(f"entry {index} of term {own!r:.50} after term {before}, sent in term {term}")
             before = own
-            if kind == CONFIGURATION and not Configuration.unpack(_bytes(payload)).voters:
+            if type(kind) is not int or not 0 <= kind <= NUMBER_MAX or type(payload) is not bytes:
+                raise ValueError(f"entry {index} is of kind {kind!r:.50} and holds {payload!r:.50}")
+            if kind == CONFIGURATION and not Configuration.unpack(payload).voters:
                 raise ValueError(f"entry {index} is a configuration without voters")
-            found.append(Entry(own, index, _number(kind), _bytes(payload)))
-        if before > _number(term):
+            found.append(Entry(own, index, kind, payload))
+        if before > term:
             raise ValueError(f"it follows term {before} and is sent in term {term}")
         return cls(term, point, tuple(found), _number(commit))
 

@@ -91,6 +91,7 @@ class Raft:
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._contact_s = -math.inf
+        self._commit_told = 0  # the greatest that a leader has told
         self._contradicted_s = math.inf  # since then the leader says that this log is longer than it is
         self._incoming: tuple[tuple[str, int, int], int] | None = None  # identity of a snapshot, next chunk
         self.log.commit(min(max(restored.hard_state.commit, self.log.start.index), self.log.last.index))
@@ -122,6 +123,11 @@ class Raft:
         """When :meth:`timeout` is to be called; infinity: not needed."""
         own_s = self._election_s if self._leading is None else self._leading.deadline_s
         return min(own_s, self._questions.deadline_s)
+
+    @property
+    def lags(self) -> bool:
+        """Something is known to be committed that this replica does not hold."""
+        return self._commit_told > self.log.last.index
 
     @property
     def asleep(self) -> bool:
@@ -456,6 +462,7 @@ class Raft:
 
     def _on_append(self, source: str, message: Append, now_s: float) -> None:
         self._heard_leader(source, now_s)
+        self._commit_told = max(self._commit_told, message.commit)
         log, previous = self.log, message.previous
         if previous.index <= log.committed:
             self._check_committed(source, message)

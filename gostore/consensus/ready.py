@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gostore.consensus.configuration import NOBODY, Configuration
-from gostore.consensus.messages import ORIGIN, Chunk, Entry, Message, Point
+from gostore.consensus.messages import CONFIGURATION, ORIGIN, Chunk, Entry, Message, Point
 
 FOLLOWER: Final = "follower"
 PRECANDIDATE: Final = "pre-candidate"
@@ -72,8 +72,9 @@ class Storage(Protocol):
 class Restored:
     """What a replica finds at its start, or what a new one begins with.
 
-    ``entries`` follow ``start``, the point of the last snapshot, where ``configuration`` is in force. The state
-    machine is at ``start`` too. The first members of a new group begin with the same configuration at ``ORIGIN``; who
+    The entries up to index ``last`` follow ``start``, the point of the last snapshot, where ``configuration`` is in
+    force. Of them only this is told: ``runs``, (first index, term) for each change of the term, and the
+    ``configurations`` among them, with their indices. The state machine is at ``start`` too. The first members of a new group begin with the same configuration at ``ORIGIN``; who
     comes later begins with none, and is told.
 
     A member that has lost its log must not come back under its name: it may have voted, and acknowledged entries. It is
@@ -84,7 +85,25 @@ class Restored:
     hard_state: HardState = HardState()
     start: Point = ORIGIN
     configuration: Configuration = NOBODY
-    entries: Iterable[Entry] = ()
+    last: int = 0
+    runs: Sequence[tuple[int, int]] = ()
+    configurations: Sequence[tuple[int, Configuration]] = ()
+
+    @classmethod
+    def of(
+        cls, hard_state: HardState, start: Point, configuration: Configuration, entries: Iterable[Entry]
+    ) -> Restored:
+        """What ``entries`` come to. Raises ``ValueError`` unless they follow ``start`` and their terms never fall."""
+        last, runs, configurations = start, [], []
+        for entry in entries:
+            if entry.index != last.index + 1 or entry.term < last.term:
+                raise ValueError(f"entry {entry.index} of term {entry.term} cannot follow {last}")
+            if entry.term != last.term:
+                runs.append((entry.index, entry.term))
+            if entry.kind == CONFIGURATION:
+                configurations.append((entry.index, Configuration.unpack(entry.payload)))
+            last = Point(entry.index, entry.term)
+        return cls(hard_state, start, configuration, last.index, runs, configurations)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from gostore.core.errors import BadRequest
 
@@ -42,8 +42,7 @@ def path_from_wire(wire: Any) -> Path:
     raise BadRequest(f"path = {wire!r:.100}: expected an array of names and numbers")
 
 
-@dataclass(frozen=True, slots=True)
-class PointRead:
+class PointRead(NamedTuple):
     """``key`` had ``version`` when it was read; 0: it was absent. Also the way to write "only if absent"."""
 
     container: str
@@ -89,8 +88,7 @@ def read_from_wire(wire: Any) -> Read:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One change. With an empty path it concerns the whole object, otherwise the place inside it.
 
     ``set`` stores ``value`` (creating what is missing on the way), ``delete`` removes (absent is fine), ``add`` adds
@@ -118,8 +116,7 @@ class Write:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RequestId:
+class RequestId(NamedTuple):
     """Names one commit of one client for ever; the log keeps its outcome, so that a retry is applied once."""
 
     client: str

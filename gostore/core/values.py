@@ -169,6 +169,8 @@ def add_at(root: Value, path: Path, amount: Value) -> Value:
 
 def _check(value: Value) -> None:
     """One level at a time, so that depth is bounded by the loop and not by the stack."""
+    if type(value) in (str, bytes):
+        return
     level: list[Value] = [value]
     depth = 0
     while level:

@@ -49,7 +49,8 @@ async def _build_log(directory: Path, entries: int) -> None:
     journal.write_hard(HardState(1, "n1", 0))
     for index in range(1, entries + 1):
         writes = [["set", "bench", f"key{index % KEYS}", [], pack(os.urandom(VALUE_SIZE_BYTES), KIB)]]
-        journal.append(Entry(1, index, COMMAND, pack_command(["commit", ["client", index, False], [], writes])))
+        command = pack_command(["commit", ["client", index, False], [], writes])
+        journal.append([Entry(1, index, COMMAND, command)])
         if index % 10_000 == 0:
             await wal.sync()
     await wal.sync()

@@ -78,6 +78,7 @@ _BODY: Final = struct.Struct("<IIIIQQHBx")
 _RECORD: Final = struct.Struct("<IIIIIIQQHBx")
 _U32: Final = 0xFFFF_FFFF
 
+_FRONT_SIZE: Final = _FRONT.size
 HEAD_SIZE_BYTES: Final = _HEAD.size + _CHECK.size
 RECORD_SIZE_BYTES: Final = _RECORD.size
 """What a record takes besides its payload."""
@@ -142,16 +143,19 @@ def record_header(mark: int, offset: int, synced: int, record: RawRecord) -> byt
     return _FRONT.pack(mark, crc32(body, (mark + offset) & _U32)) + body
 
 
-def record_at(head: Head, offset: int, data: bytes | memoryview) -> RawRecord | None:
-    """The record that begins at ``offset`` and whose bytes ``data`` begin with; ``None`` when they are not valid."""
-    view = memoryview(data)
-    if len(view) < RECORD_SIZE_BYTES:
+def record_at(head: Head, offset: int, data: bytes | memoryview, at: int = 0) -> RawRecord | None:
+    """The record that begins at ``offset``; ``None`` when it is not valid.
+
+    Its bytes are those of ``data`` from ``at`` on, which end with it or later.
+    """
+    end = at + RECORD_SIZE_BYTES
+    if len(data) < end:
         return None
-    mark, check, payload_check, length, _, group, term, index, kind, type_ = _RECORD.unpack_from(view)
-    payload = view[RECORD_SIZE_BYTES : RECORD_SIZE_BYTES + length]
+    mark, check, payload_check, length, _, group, term, index, kind, type_ = _RECORD.unpack_from(data, at)
+    payload = data[end : end + length]
     if (
         mark != head.mark
-        or check != crc32(view[_FRONT.size : RECORD_SIZE_BYTES], (mark + offset) & _U32)
+        or check != crc32(data[at + _FRONT_SIZE : end], (mark + offset) & _U32)
         or len(payload) != length
         or payload_check != crc32(payload)
     ):

@@ -56,8 +56,8 @@ SLACK_SEGMENTS: Final = 2
 CLEAN_RECORDS_MAX: Final = 256
 CLEAN_SIZE_BYTES_MAX: Final = 1 * MIB
 
-# With nothing to write for so long, a note tells that all is on the medium. Shorter: less is in doubt after a power cut;
-# longer: a lone writer is disturbed less by it. Seconds.
+# With nothing to write for so long, a note tells that all is on the medium. Shorter: less is in doubt after a power
+# cut; longer: a lone writer is disturbed less by it. Seconds.
 NOTE_AFTER_S: Final = 0.05
 
 _WRITE_SIZE_BYTES: Final = 1 * MIB
@@ -433,19 +433,29 @@ class Wal:
         """
         index = self.first_index(group) if start is None else start
         number, base, block = 0, 0, memoryview(b"")
-        while (entries := self._index.groups.get(group)) is not None and index < entries.next:
-            index = max(index, entries.first)
+        record_at, groups = segments.record_at, self._index.groups
+        while (entries := groups.get(group)) is not None and index < entries.next:
+            if index < entries.first:
+                index = entries.first
             location = entries.location(index)
+            index += 1
             if location & BUFFERED:
                 yield self._buffered(location)
-            else:
-                segment, offset = place_of(location)
-                size = RECORD_SIZE_BYTES + entries.length(index)
-                if segment != number or not base <= offset <= base + len(block) - size:
-                    number, base = segment, offset
-                    block = memoryview(self._read(number, base, max(size, _READ_SIZE_BYTES)))
-                yield self._decode(number, offset, block[offset - base : offset - base + size])
-            index += 1
+                continue
+            segment, offset = place_of(location)
+            head = self._segments[segment].head
+            record = None
+            if segment == number and offset >= base:
+                record = record_at(head, offset, block, offset - base)
+            if record is None:
+                size = RECORD_SIZE_BYTES + entries.length(index - 1)
+                number, base = segment, offset
+                block = memoryview(self._read(number, base, max(size, _READ_SIZE_BYTES)))
+                record = record_at(head, offset, block)
+                if record is None:
+                    raise self._unreadable(segment, offset)
+            _, _, term, found, kind, payload = record
+            yield Record(group, term, found, kind, bytes(payload))
 
     def statistics(self) -> dict[str, int]:
         """Since the opening: records, bytes, syncs, copied, deleted (segments), torn_bytes; and what there is now."""
@@ -471,11 +481,13 @@ class Wal:
         return Record(group, term, index, kind, bytes(payload))
 
     def _decode(self, number: int, offset: int, data: bytes | memoryview) -> Record:
-        segment = self._segments[number]
-        record = segments.record_at(segment.head, offset, data)
+        record = segments.record_at(self._segments[number].head, offset, data)
         if record is None:
-            raise segments.damaged(segment.name, offset, "which was good before")
+            raise self._unreadable(number, offset)
         return Record(record.group, record.term, record.index, record.kind, bytes(record.payload))
+
+    def _unreadable(self, number: int, offset: int) -> Corrupt:
+        return segments.damaged(self._segments[number].name, offset, "which was good before")
 
     def _read(self, number: int, offset: int, size: int) -> bytes:
         try:

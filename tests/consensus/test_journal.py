@@ -16,6 +16,7 @@ from gostore.consensus import COMMAND, ORIGIN, Configuration, Entry, HardState, 
 from gostore.consensus import journal as module
 from gostore.consensus.journal import Journal
 from gostore.consensus.pieces import FRAGMENT_SIZE_BYTES_MAX, fragments, pieces_of
+from gostore.consensus.ready import Restored
 from gostore.core.errors import Corrupt, NotSupported
 from gostore.storage.wal import Record
 
@@ -75,7 +76,8 @@ class Model:
 
 def fields(journal: Journal) -> Any:
     restored = journal.restored()
-    entries = list(restored.entries)
+    entries = list(journal.standing())
+    assert restored == Restored.of(restored.hard_state, restored.start, restored.configuration, entries)
     return (
         restored.hard_state, restored.start, restored.configuration, entries, journal.take_state(), journal.tomb
     )  # fmt: skip
@@ -102,7 +104,7 @@ class Run:
     def append(self) -> None:
         term = max(self.model.term(self.model.last), self.rng.randint(1, 9))
         entry = Entry(term, self.model.last + 1, COMMAND, self.payload())
-        self.journal.append(entry)
+        self.journal.append([entry])
         self.model.entries.append(entry)
 
     def truncate(self) -> None:
@@ -231,7 +233,7 @@ def test_a_tail_is_kept_in_front_of_a_snapshot(monkeypatch: pytest.MonkeyPatch) 
         journal = open_journal(log)
         journal.found(Configuration(("a",)))
         for index in range(1, 21):
-            journal.append(Entry(1, index, COMMAND, b"x" * 10))
+            journal.append([Entry(1, index, COMMAND, b"x" * 10)])
         compaction = journal.begin_compaction(Point(15, 1), Configuration(("a",)), tail_max)
         journal.add_piece(b"\0\0\0\0")
         assert compaction.tail == max(15 - tail_max + 1, 15 - module.TAIL_SIZE_BYTES_MAX // 10 + 1)
@@ -288,7 +290,7 @@ def test_what_the_first_version_wrote_is_read() -> None:
     journal = open_journal(log)
     journal.found(Configuration(("a", "b")))
     journal.write_hard(HardState(2, "b", 0))
-    journal.append(Entry(2, 1, COMMAND, b"one"))
+    journal.append([Entry(2, 1, COMMAND, b"one")])
     written = [(record.kind, record.term, record.payload.hex()) for record in log.all]
     assert written == [
         (3, 0, "9501920000" + "9392a161a1629090" + "9300c000" + "920000"),

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gostore.consensus import COMMAND, CONFIGURATION, NOOP, ORIGIN, PROFILES, Configuration, Entry, Point, Restored
 from gostore.consensus.log import RaftLog
-from gostore.consensus.ready import Snapshot
+from gostore.consensus.ready import HardState, Snapshot
 
 TUNABLES = replace(PROFILES["fast"], cache_entries_max=3, cache_size_bytes_max=20, committed_size_bytes_max=15)
 FIRST = Configuration(("a", "b", "c"))
@@ -129,11 +129,11 @@ class Machine(RuleBasedStateMachine):
     def restart(self) -> None:
         """All was synced, and the log is made again of it."""
         self.ready()
-        restored = Restored(start=self.start, configuration=self.base, entries=list(self.all))
+        restored = Restored.of(HardState(), self.start, self.base, self.all)
         committed = self.log.committed
+        self.durable, self.number = self.last.index, 0
         self.log = RaftLog(restored, self, TUNABLES)
         self.log.commit(committed)
-        self.durable, self.number = self.last.index, 0
         self.syncs.clear()
 
     @invariant()
@@ -198,7 +198,14 @@ class Shelf:
 def test_only_so_much_is_kept_in_memory() -> None:
     kept = [Entry(1, index, COMMAND, bytes(5)) for index in range(1, 101)]
     shelf = Shelf(kept)
-    log = RaftLog(Restored(configuration=FIRST, entries=kept), shelf, TUNABLES)
+    log = RaftLog(Restored(configuration=FIRST), shelf, TUNABLES)
+    for entry in kept:
+        log.append([entry])
+        log.hand_out(entry.index)
+        log.persisted(entry.index)
+        log.commit(entry.index)
+        assert log.next_committed() == [entry]
+        log.trim()
     assert log.size_between(1, 100) <= 2 * TUNABLES.cache_size_bytes_max
     assert log.slice(99, 100, 100) == kept[98:]
     assert shelf.asked == 0

@@ -71,7 +71,7 @@ class Bench:
         self.state = [b"state"]
         self.full = False
         self.later: list[tuple[str, Message]] = []
-        restored = Restored(HardState(term, vote, commit), start, configuration, list(self.log))
+        restored = Restored.of(HardState(term, vote, commit), start, configuration, list(self.log))
         self.raft = Raft("n1", restored, self, replace(TUNABLES, **tunables), random.Random(0), now_s)
 
     def entries(self, first: int, last: int) -> Iterable[Entry]:

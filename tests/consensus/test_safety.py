@@ -127,7 +127,7 @@ class Node:
         self.restore(self.medium.state, self.medium.start)
         rng = random.Random(f"{self.world.seed} {self.name} {self.lives}")
         medium = self.medium
-        restored = Restored(medium.hard, medium.start, medium.configuration, list(medium.entries))
+        restored = Restored.of(medium.hard, medium.start, medium.configuration, list(medium.entries))
         self.raft = Raft(self.name, restored, self, self.world.tunables, rng, self.world.now_s)
 
     def restore(self, state: bytes, point: Point) -> None:

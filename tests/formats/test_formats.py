@@ -92,12 +92,12 @@ def test_the_records_of_consensus(tmp_path: Path) -> None:
         assert (restored.hard_state, restored.start) == (HardState(3, None, 4), ORIGIN)
         assert restored.configuration == VOTERS
         changed = Entry(3, 5, CONFIGURATION, CHANGED.pack())
-        assert list(restored.entries) == [Entry(2, 1, NOOP, b""), *entries(2, 4, 2), changed]
+        assert list(journal.standing()) == [Entry(2, 1, NOOP, b""), *entries(2, 4, 2), changed]
 
         journal = Journal(wal, COMPACTED)
         restored = journal.restored()
         assert (restored.hard_state, restored.start) == (HardState(1, "n1", 18), Point(15, 1))
-        assert list(restored.entries) == entries(16, 21, 1)
+        assert list(journal.standing()) == entries(16, 21, 1)
         assert list(journal.entries(12, 15)) == entries(12, 15, 1)  # the tail in front of the snapshot
         assert journal.take_state() == PIECES
 
@@ -105,7 +105,7 @@ def test_the_records_of_consensus(tmp_path: Path) -> None:
         restored = journal.restored()
         assert (restored.hard_state, restored.start) == (HardState(6, None, 0), Point(200, 6))
         assert (restored.configuration, journal.tomb) == (VOTERS, Point(101, 5))
-        assert list(restored.entries) == []
+        assert list(journal.standing()) == []
         assert journal.take_state() == PIECES
 
     on_log(tmp_path, look)
@@ -118,7 +118,7 @@ def test_the_history_of_the_cluster(tmp_path: Path) -> None:
 
     def look(wal: Wal) -> None:
         assert history.History(wal).load(RingCache()) == view
-        found = [machine.unpack(entry.payload) for entry in Journal(wal, MASTERS).restored().entries]
+        found = [machine.unpack(entry.payload) for entry in Journal(wal, MASTERS).standing()]
         assert found == events
 
     on_log(tmp_path, look)

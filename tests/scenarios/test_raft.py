@@ -165,7 +165,7 @@ class Replica:
         self.written = list(disk.entries)
         self.state = disk.state
         self.applied = disk.start.index
-        restored = Restored(disk.hard, disk.start, disk.configuration, list(disk.entries))
+        restored = Restored.of(disk.hard, disk.start, disk.configuration, list(disk.entries))
         patience = 0.1 * int(self.name[1:])
         self.raft = Raft(self.name, restored, self, self.world.tunables, Steady(patience), self.world.now_s)
 

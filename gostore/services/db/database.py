@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -27,10 +28,13 @@ from gostore.core.keyvalue import (
 from gostore.core.values import check_path, check_text, pack, unpack
 from gostore.env import Env
 from gostore.services.db.replication import together
-from gostore.services.db.router import Router
+from gostore.services.db.router import RETRIED, Router
 from gostore.services.db.shard import SCAN_SIZE_BYTES_MAX, succeed
 
 T = TypeVar("T")
+
+Wanted = tuple[list[Read], list[Write], RequestId]
+"""A transaction as it arrives: what it has read, what it writes, and its name."""
 
 SYSTEM: Final = ".containers"
 """The container of the containers. Names that begin with a dot belong to the system."""
@@ -381,6 +385,92 @@ class Database:
         names = [write.container for write in writes] + [read.container for read in all_reads]
         return await self._with_containers(names, run)
 
+    async def commit_all(self, wanted: Sequence[Wanted], *, repeated: bool = False) -> list[Committed | GoStoreError]:
+        """Transactions that have nothing to do with one another: of each what :meth:`commit` returns or raises.
+
+        Those of one shard go to it in one request. ``repeated``: some of these request ids may have been sent before.
+        """
+        deadline_s = self._router.deadline(None)
+        answers: dict[int, Committed | GoStoreError] = {}
+        shards: dict[int, list[tuple[int, list[Any]]]] = {}
+        alone: list[int] = []
+        for place, (reads, writes, request_id) in enumerate(wanted):
+            try:
+                parts = self._parts_if_known(reads, writes)
+            except GoStoreError as error:
+                answers[place] = error
+                continue
+            if parts is None or len(parts) != 1:
+                alone.append(place)
+            else:
+                ((shard, *rest),) = parts
+                shards.setdefault(shard, []).append((place, [request_id.to_wire(), *rest]))
+
+        async def one(place: int, again: bool) -> None:
+            reads, writes, request_id = wanted[place]
+            timeout_s = deadline_s - asyncio.get_running_loop().time()
+            try:
+                answers[place] = await self.commit(
+                    reads, writes, request_id=request_id, repeated=repeated or again, timeout_s=timeout_s
+                )
+            except GoStoreError as error:
+                answers[place] = error
+
+        async def several(shard: int, items: list[tuple[int, list[Any]]]) -> None:
+            def args(again: bool) -> list[Any]:
+                return [[[[*request, again or repeated], *rest] for _, (request, *rest) in items]]
+
+            try:
+                outcomes = await self._router.call_again(shard, "commits", args, deadline_s)
+            except GoStoreError as error:
+                answers.update((place, error) for place, _ in items)
+                return
+            left: list[tuple[int, bool]] = []
+            for (place, (_, _, writes)), outcome in zip(items, outcomes, strict=True):
+                try:
+                    index = succeed(outcome)
+                    answers[place] = Committed({shard: index} if writes else {})
+                except RETRIED as error:
+                    left.append((place, not error.definite))
+                except NotFound as error:
+                    if "dropped" in error.details:  # what its name stands for now is to be looked up
+                        self._forget(wanted[place])
+                        left.append((place, False))
+                    else:
+                        answers[place] = error
+                except GoStoreError as error:
+                    answers[place] = error
+            await self._all(one(place, again) for place, again in left)
+
+        await self._all(
+            [*(several(shard, items) for shard, items in shards.items()), *(one(place, False) for place in alone)]
+        )
+        return [answers[place] for place in range(len(wanted))]
+
+    async def _all(self, coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run them at the same time; a lone one needs no task."""
+        work = list(coroutines)
+        if len(work) == 1:
+            await work[0]
+        elif work:
+            await together(self._env, "db-commits", work)
+
+    def _parts_if_known(self, reads: Sequence[Read], writes: Sequence[Write]) -> list[list[Any]] | None:
+        """As :meth:`_parts`; None when a container has to be looked up first. Raises as :meth:`_check`."""
+        operands = self._check(reads, writes)
+        found: dict[str, Container] = {}
+        for operation in (*writes, *reads):
+            known = _SYSTEM if operation.container == SYSTEM else self._known.get(operation.container)
+            if known is None:
+                return None
+            found[operation.container] = known
+        return self._parts(reads, writes, operands, found)
+
+    def _forget(self, wanted: Wanted) -> None:
+        reads, writes, _ = wanted
+        for operation in (*reads, *writes):
+            self._known.pop(operation.container, None)
+
     async def _commit_parts(
         self, parts: list[list[Any]], request: list[Any], repeated: bool, deadline_s: float
     ) -> Committed:
@@ -440,7 +530,9 @@ class Database:
             holder = found[read.container]
             shard = self.shard_of(holder, read.key) if isinstance(read, PointRead) else read.shard
             part = parts.setdefault(shard, [shard, [], []])
-            part[1].append(replace(read, container=holder.physical).to_wire())
+            wire = read.to_wire()
+            wire[1] = holder.physical
+            part[1].append(wire)
         return list(parts.values())
 
 

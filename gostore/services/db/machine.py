@@ -37,7 +37,7 @@ no lock stays for ever.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -132,11 +132,9 @@ class ShardMachine:
         self.applied = index
         match command:
             case ["commit", request, reads, writes]:
-                return self._once(request, index, lambda: self._commit(reads, writes, index))
+                return self._once(request, self._commit, reads, writes, index)
             case ["begin", request, reads, writes, shards, generation]:
-                return self._once(
-                    request, index, lambda: self._begin(request, reads, writes, shards, generation, index)
-                )
+                return self._once(request, self._begin, request, reads, writes, shards, generation, index)
             case ["prepare", transaction, coordinator, reads, writes]:
                 if transaction in self.prepared:
                     return ["ok", self.prepared[transaction].index]
@@ -164,10 +162,9 @@ class ShardMachine:
         """An entry that is the replication's own."""
         self.applied = index
 
-    def _once(self, request: Any, index: int, execute: Any) -> Outcome:
+    def _once(self, request: Any, execute: Callable[..., Outcome], *args: Any) -> Outcome:
         if request is None:
-            outcome: Outcome = execute()
-            return outcome
+            return execute(*args)
         client, sequence, repeated = request
         session = self._sessions.get(client)
         if session is None:
@@ -183,7 +180,7 @@ class ShardMachine:
             return known
         if repeated and sequence <= session.dropped:
             return ["forgotten"]
-        outcome = execute()
+        outcome = execute(*args)
         if outcome[0] == "dropped":
             # It will be refused for ever; and whoever asks again may mean a new container of that name.
             return outcome

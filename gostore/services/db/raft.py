@@ -22,6 +22,7 @@ log, or, if it was away, from the leader.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gostore.cluster.members import NodeState
@@ -111,7 +112,7 @@ class RaftReplication:
                 self._served = raft.status.term
                 self._group.machine.serving()
             self._publish()
-        if raft.settled and raft.configuration.voters and self._group.name not in raft.configuration.members:
+        if raft.dismissed:
             self._clear()
         self._retire_if_former()
         self._look.set()
@@ -143,6 +144,18 @@ class RaftReplication:
         except NotOwner as error:
             error.details["owner"] = self.primary
             raise self._refer(error) from None
+
+    async def propose_all(self, payloads: Sequence[bytes], deadline_s: float) -> list[Any]:
+        """Several at once; see :meth:`Group.propose_all`."""
+        try:
+            told = await self._raft.propose_all(payloads, deadline_s)
+        except NotOwner as error:
+            error.details["owner"] = self.primary
+            raise self._refer(error) from None
+        for one in told:
+            if isinstance(one, NotOwner):
+                one.details["owner"] = self.primary
+        return told
 
     async def read_barrier(self, deadline_s: float) -> None:
         if self._raft.role != LEADER:

@@ -8,17 +8,18 @@ from typing import Any, Final, Protocol, cast
 
 from gostore.cluster.view import View, shard_key
 from gostore.cluster.watchers import Watchers
-from gostore.comm import Call, Endpoint, Reply, remote, service
+from gostore.comm import Call, Endpoint, Reply, remote, service, wire
+from gostore.comm.wire import ProtocolError
 from gostore.config import NodeConfig
 from gostore.consensus.groups import Compaction, Groups
 from gostore.core.blocks import run_block
 from gostore.core.errors import BadRequest, ConfigError, GoStoreError, PolicyError, Unavailable
-from gostore.core.keyvalue import RequestId, Value, Versioned, Write, path_from_wire, read_from_wire
+from gostore.core.keyvalue import Committed, RequestId, Value, Versioned, Write, path_from_wire, read_from_wire
 from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
 from gostore.services.db.backup import Pins, take_cut
-from gostore.services.db.database import LINEARIZABLE, Database
+from gostore.services.db.database import LINEARIZABLE, Database, Wanted
 from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.quorum import QUORUM_FROM, Quorum
 from gostore.services.db.raft import GROUPS_FROM, RaftReplication
@@ -283,6 +284,23 @@ class DbService:
         return committed.to_wire()
 
     @remote
+    async def commits(self, call: Call, items: list[Any], repeated: bool = False) -> list[Any]:
+        """Several transactions that have nothing to do with one another: what :meth:`commit` says of each.
+
+        An item is the packed [reads, writes, request id]; of each [answer, null] or [null, error].
+        """
+        told: list[Any] = []
+        wanted: list[Wanted] = []
+        for item in items:
+            try:
+                wanted.append(_wanted(item))
+                told.append(None)
+            except GoStoreError as error:
+                told.append([None, error.to_wire()])
+        committed = iter(await self.database.commit_all(wanted, repeated=repeated))
+        return [_outcome(next(committed)) if known is None else known for known in told]
+
+    @remote
     async def run(self, call: Call, block: list[Any]) -> list[Any]:
         """Execute a transaction block (``gostore.core.blocks``); returns what it returns."""
         return await self.run_block(block)
@@ -442,3 +460,24 @@ def _snapshot(wire: list[Any] | None) -> dict[int, int] | None:
         return {int(shard): int(index) for shard, index in wire}
     except (TypeError, ValueError):
         raise BadRequest(f"snapshot = {wire!r:.100}: expected [[shard, index], ...]") from None
+
+
+def _wanted(packed: Any) -> Wanted:
+    """Raises ``BadRequest``."""
+    try:
+        reads, writes, request = wire.unpack(packed)
+        return (
+            list(dict.fromkeys(read_from_wire(read) for read in reads)),
+            [Write.from_wire(write) for write in writes],
+            RequestId.from_wire(request),
+        )
+    except (ProtocolError, TypeError, ValueError):
+        raise BadRequest(
+            "a transaction of several cannot be read: expected packed [reads, writes, request id]"
+        ) from None
+
+
+def _outcome(committed: Committed | GoStoreError) -> list[Any]:
+    if isinstance(committed, GoStoreError):
+        return [None, committed.to_wire()]
+    return [committed.to_wire(), None]

@@ -30,7 +30,7 @@ from gostore.env import Env
 from gostore.services.db.backup import HOLD_S, Gate, Pins
 from gostore.services.db.coordinator import Coordinator
 from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
-from gostore.services.db.replication import Group, Replication, ShardStatus
+from gostore.services.db.replication import Group, Replication, ShardStatus, together
 from gostore.services.db.values import read_packed
 from gostore.services.db.watches import Watches
 from gostore.storage.wal import Wal
@@ -43,7 +43,7 @@ LOCK_WAIT_S: Final = 2.0
 
 LOCK_WAITERS_MAX: Final = 4096
 
-GATED: Final = ("commit", "coordinate", "drop")
+GATED: Final = ("commit", "commits", "coordinate", "drop")
 """What begins a change; it waits while a cut is taken."""
 
 EVENT_KEYS_MAX: Final = 8
@@ -58,7 +58,7 @@ def display_name(container: str) -> str:
 class Shards(Protocol):
     """How a shard reaches others, wherever their primaries are."""
 
-    async def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any: ...
+    def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Awaitable[Any]: ...
 
 
 @dataclass(slots=True)
@@ -231,6 +231,8 @@ class Shard:
                 return self._get(container, key, path_from_wire(path), at, deadline_s)
             case "commit", [request, reads, writes]:
                 return self._commit(request, reads, writes, deadline_s)
+            case "commits", [[*items]]:
+                return self._commit_all(items, deadline_s)
             case "stale", [str(container), str(key), path]:
                 return self._stale(container, key, path_from_wire(path))
             case "scan", [str(container), str(start), end, int(limit), at]:
@@ -239,14 +241,10 @@ class Shard:
                 return self.watches.position(container, deadline_s)
             case "coordinate", [request, [*parts]]:
                 return self.coordinator.coordinate(request, parts, deadline_s)
-            case "prepare", [str(transaction), int(coordinator), reads, writes]:
-                return self.propose(["prepare", transaction, coordinator, reads, writes], deadline_s)
-            case "decide", [str(transaction), bool(commit)]:
-                return self.propose(["decide", transaction, commit], deadline_s)
+            case ("prepare", [str(), int(), _, _]) | ("decide", [str(), bool()]) | ("drop", [str()]):
+                return self.propose([function, *args], deadline_s)
             case "decision", [str(transaction)]:
                 return self.coordinator.decision(transaction, deadline_s)
-            case "drop", [str(container)]:
-                return self.propose(["drop", container], deadline_s)
             case (("hold" | "pin" | "confirm" | "release"), [str(cut), *more]):
                 return self._take_part(function, cut, more, deadline_s)
         raise BadRequest(f"shard {self.number} has no {function!r} with {len(args)} such arguments")
@@ -354,6 +352,48 @@ class Shard:
             await self._unlocked(lambda: self._locked(reads, writes), until_s)
         return await self.propose(["commit", request, reads, writes], deadline_s)
 
+    async def _commit_all(self, items: list[Any], deadline_s: float) -> list[Outcome]:
+        """Commits that have nothing to do with one another: of each its outcome, or ``["failed", error]``.
+
+        Raises only when nothing was done.
+        """
+        locked = [place for place, (_, reads, writes) in enumerate(items) if self._locked(reads, writes)]
+        if not locked:
+            return await self._propose_commits(items, deadline_s)
+        free = [place for place in range(len(items)) if place not in locked]
+
+        async def told(places: list[int], outcomes: Awaitable[list[Outcome]]) -> list[tuple[int, Outcome]]:
+            try:
+                return list(zip(places, await outcomes, strict=True))
+            except GoStoreError as error:
+                return [(place, _failed(error)) for place in places]
+
+        async def alone(request: Any, reads: Any, writes: Any) -> list[Outcome]:
+            return [await self._commit(request, reads, writes, deadline_s)]
+
+        # Whoever must wait for a lock keeps nobody else waiting.
+        work = [told([place], alone(*items[place])) for place in locked]
+        if free:
+            work.append(told(free, self._propose_commits([items[place] for place in free], deadline_s)))
+        found = {place: outcome for some in await together(self._env, "db-commits", work) for place, outcome in some}
+        return [found[place] for place in range(len(items))]
+
+    async def _propose_commits(self, items: list[Any], deadline_s: float) -> list[Outcome]:
+        commands = [pack_command(["commit", *item]) for item in items]
+        propose_all = getattr(self.replication, "propose_all", None)
+        if propose_all is not None:  # not every policy can take several at once
+            told = await propose_all(commands, deadline_s)
+        else:
+            told = await together(self._env, "db-commits", [self._told(command, deadline_s) for command in commands])
+        return [_failed(one) if isinstance(one, GoStoreError) else one for one in told]
+
+    async def _told(self, command: bytes, deadline_s: float) -> Outcome | GoStoreError:
+        try:
+            outcome: Outcome = await self.replication.propose(command, deadline_s)
+            return outcome
+        except GoStoreError as error:
+            return error
+
     def _locked(self, reads: Any, writes: Any) -> bool:
         locks = self.machine.locks
         if not len(locks):
@@ -387,11 +427,17 @@ def succeed(outcome: Outcome) -> int:
             raise Conflict(f"{where}{why}: run it again", container=display_name(container), key=key)
         case ["error", str(code), str(message)]:
             raise error_from_wire([code, message, True, {}])
+        case ["failed", error]:
+            raise error_from_wire(error)
         case ["dropped", str(container)]:
             raise NotFound(f"the container {display_name(container)!r} was dropped", dropped=container)
         case ["forgotten"]:
             raise Forgotten("the outcome of this request id is no longer kept: read what it wrote to find out")
     raise InternalError(f"an outcome that cannot be: {outcome!r:.100}")
+
+
+def _failed(error: GoStoreError) -> Outcome:
+    return ["failed", error.to_wire()]
 
 
 def refusal(error: GoStoreError) -> Outcome:
