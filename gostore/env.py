@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 
 from gostore.core.errors import ConfigError
 from gostore.core.events import Events
@@ -124,6 +124,16 @@ def real_rng(seed: int | None = None) -> Rng:
     return random.Random(seed)
 
 
+INLINE_SIZE_BYTES_MAX: Final = 4096
+"""What is written and synced without a hop to the worker, while the disk is quick: a lone command, and not a batch of
+them, for then there is other work to do meanwhile."""
+
+QUICK_S: Final = 0.001
+"""A disk is quick while its syncs take less on average: then waiting for one costs hardly more than handing it over."""
+
+_SHARE: Final = 1 / 8
+"""Of the latest sync in the moving average: one of 10 ms hands the next ones to the worker."""
+
 LOCK_NAME = "lock"
 """The file in a data directory by which its node keeps others out."""
 
@@ -165,18 +175,21 @@ class RealFile:
         self._size = size
 
     async def write(self, parts: Sequence[bytes | memoryview], *, sync: bool) -> None:
-        descriptor = self._open()
+        descriptor, disk = self._open(), self._disk
 
         def write(_: None) -> None:
             for part in parts:
                 self._append(descriptor, part)
             if sync:
-                _sync_descriptor(descriptor)
+                disk.sync_descriptor(descriptor)
 
-        await self._on_worker(write, None)
+        if sync and disk.quick and not self._busy and sum(map(len, parts)) <= INLINE_SIZE_BYTES_MAX:
+            write(None)
+        else:
+            await self._on_worker(write, None)
 
     async def sync(self) -> None:
-        await self._on_worker(_sync_descriptor, self._open())
+        await self._on_worker(self._disk.sync_descriptor, self._open())
 
     async def _on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
         self._busy += 1
@@ -250,7 +263,8 @@ class RealDisk:
     """One directory of the real file system, locked for one node.
 
     Reads and small writes are plain system calls (the page cache answers them); what waits for the medium runs on one
-    worker thread, so that a slow disk delays the syncs and not the event loop. Raises
+    worker thread, so that a slow disk delays the syncs and not the event loop. A lone command on a :attr:`quick` disk
+    is synced at once, as the way to the thread and back takes as long and keeps a client waiting. Raises
     :class:`~gostore.core.errors.ConfigError` when the directory cannot be used or belongs to a running node.
     """
 
@@ -258,6 +272,7 @@ class RealDisk:
         self.root = Path(root).absolute()
         self._files: dict[RealFile, None] = {}
         self._worker: Worker | None = None
+        self._sync_s = QUICK_S  # moving average
         _make_durably(self.root)
         self._lock = _lock(self.root)
 
@@ -301,6 +316,16 @@ class RealDisk:
             self._worker.shutdown()
         os.close(self._lock)
         self._lock = -1
+
+    @property
+    def quick(self) -> bool:
+        """Its syncs are as short as a turn of the loop."""
+        return self._sync_s < QUICK_S
+
+    def sync_descriptor(self, descriptor: int) -> None:
+        begun_s = time.monotonic()
+        _sync_descriptor(descriptor)
+        self._sync_s += _SHARE * (time.monotonic() - begun_s - self._sync_s)
 
     async def on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
         """Run a call that waits for the medium on the disk's one thread."""
