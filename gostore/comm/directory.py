@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -78,9 +77,9 @@ class Directory:
             self._reborn(peer)
         return peer if who.incarnation == peer.incarnation else None
 
-    def heard(self, peer: Peer, address: Address, host: str) -> None:
+    def heard(self, peer: Peer, address: Address, host: str, now_s: float) -> None:
         """A packet came from ``host``, and wants to be answered at ``address``."""
-        peer.conversation.heard_s = asyncio.get_running_loop().time()
+        peer.conversation.heard_s = now_s
         if not address.host:  # it listens on all its interfaces and does not know by which name we reach it
             address = Address(host, address.tcp_port, address.udp_port)
         if address != peer.address:

@@ -106,6 +106,7 @@ class Dispatcher:
         room: Callable[[Job], Awaitable[None]],
     ) -> None:
         """``finish`` sends an answer and ``redirect`` forwards a request; ``room`` waits until a large one can go."""
+        self._loop = asyncio.get_running_loop()
         self._make_call = make_call
         self._finish = finish
         self._redirect = redirect
@@ -207,7 +208,7 @@ class Dispatcher:
 
     def _enter(self, job: Job) -> Call | None:
         """What the handler gets; None when it is too late to begin."""
-        if asyncio.get_running_loop().time() >= job.deadline_s:
+        if self._loop.time() >= job.deadline_s:
             self.fail(job, Unavailable(f"{job.function.name}: its deadline passed before it could start"))
             return None
         if job.cause is not None:

@@ -121,7 +121,7 @@ class Receiver:
         if reason or peer is None:
             self._outbox.drop(sender.name, reason, len(data))
             return False
-        self._directory.heard(peer, sender.address, host)
+        self._directory.heard(peer, sender.address, host, self._loop.time())
         transport = "udp" if inbound is None else "tcp"
         self._outbox.count("received_packets_" + transport)
         self._outbox.count("received_bytes_" + transport, len(data))

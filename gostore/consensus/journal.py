@@ -159,16 +159,18 @@ class Journal:
         self._write(HARD, _pack([hard.term, hard.vote, hard.commit]))
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Raises what the node's log raises (``Unavailable``, ``TooLarge``): then the entries before that are there."""
-        last, write, positions = self.last, self._wal.append, self._positions
+        """Raises what the node's log raises (``Unavailable``, ``TooLarge``); then nothing is changed."""
+        records, size, last = [], 0, self.last
         for term, index, kind, payload in entries:
             assert index == last + 1, f"entry {index} behind {last}"
-            position = self._next
-            write(self.group, term, position, _ENTRY.pack(index, kind) + payload, ENTRY)
-            self._next = position + 1
-            positions.append(position)
-            self.size_since_snapshot += len(payload)
+            records.append((term, ENTRY, _ENTRY.pack(index, kind) + payload))
+            size += len(payload)
             last = index
+        begin = self._next
+        self._wal.append_all(self.group, begin, records)
+        self._next += len(records)
+        self._positions.extend(range(begin, self._next))
+        self.size_since_snapshot += size
 
     def truncate(self, index: int) -> None:
         """Void the entries from ``index`` on."""

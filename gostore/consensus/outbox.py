@@ -33,15 +33,28 @@ class Outbox:
     def send_synced(self, to: str, message: Message) -> None:
         self.messages_synced.append((to, message))
 
-    def ready(self, log: RaftLog, hard: HardState, status: Status, questions: Questions) -> Ready | None:
+    def ready(
+        self, log: RaftLog, role: str, term: int, leader: str | None, vote: str | None, questions: Questions
+    ) -> Ready | None:
         """Everything that there is, and the next committed entries; None: nothing."""
+        before, hard = self._status, self._hard
+        changed = before.role != role or before.term != term or before.leader != leader
+        hardens = hard.term != term or hard.vote != vote or log.committed >= hard.commit + COMMIT_HINT_ENTRIES
+        writes = bool(hardens or self.chunks or log.unwritten)
+        # Asked after everything that happens, and most often there is nothing: that must cost next to nothing.
+        if not (
+            writes
+            or changed
+            or self.messages
+            or self.messages_synced
+            or log.applied < log.committed
+            or questions.answerable(log.applied)
+        ):
+            return None
         committed = tuple(log.next_committed())
         reads = questions.take(log.applied)
-        to_write = self._hard_to_write(hard)
-        writes = bool(to_write or self.chunks or log.unwritten)
-        changed = status if status != self._status else None
-        if not (writes or committed or reads or changed or self.messages or self.messages_synced):
-            return None
+        to_write = HardState(term, vote, log.committed) if hardens else None
+        status = Status(role, term, leader) if changed else None
         self._number += 1
         truncate_from, entries = log.hand_out(self._number)
         if writes:
@@ -58,20 +71,14 @@ class Outbox:
             committed=committed,
             reads=reads,
             messages_synced=tuple(self.messages_synced),
-            status=changed,
+            status=status,
             must_sync=self._written > self._synced,
         )
         self.messages, self.messages_synced, self.chunks = [], [], []
-        self._status = status
+        self._status = status or before
         if not ready.must_sync:
             log.persisted(self._number)
         return ready
-
-    def _hard_to_write(self, hard: HardState) -> HardState | None:
-        """None: what was written is good enough."""
-        if (hard.term, hard.vote) != (self._hard.term, self._hard.vote):
-            return hard
-        return hard if hard.commit >= self._hard.commit + COMMIT_HINT_ENTRIES else None
 
     def persisted(self, number: int) -> bool:
         """Whether that is news."""

@@ -29,6 +29,8 @@ class Questions:
 
     @property
     def deadline_s(self) -> float:
+        if not self._asked:
+            return math.inf
         return min((until_s for _, until_s in self._asked.values()), default=math.inf)
 
     @property
@@ -78,6 +80,10 @@ class Questions:
             self._failed += contexts
         self._new = []
         self._asked.clear()
+
+    def answerable(self, applied: int) -> bool:
+        """Whether :meth:`take` would give anything."""
+        return bool(self._failed or (self._confirmed and self._confirmed[0][1] <= applied))
 
     def take(self, applied: int) -> tuple[ReadState, ...]:
         """The answers that there are when so much is applied."""

@@ -250,8 +250,7 @@ class Raft:
         elif (number := self._questions.ask(now_s)) is not None:
             assert self.leader is not None
             self._send(self.leader, ReadRequest(self.term, number))
-        hard = HardState(self.term, self._vote, self.log.committed)
-        ready = self._out.ready(self.log, hard, self.status, self._questions)
+        ready = self._out.ready(self.log, self.role, self.term, self.leader, self._vote, self._questions)
         self.log.trim()
         return ready
 

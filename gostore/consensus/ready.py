@@ -74,8 +74,8 @@ class Restored:
 
     The entries up to index ``last`` follow ``start``, the point of the last snapshot, where ``configuration`` is in
     force. Of them only this is told: ``runs``, (first index, term) for each change of the term, and the
-    ``configurations`` among them, with their indices. The state machine is at ``start`` too. The first members of a new group begin with the same configuration at ``ORIGIN``; who
-    comes later begins with none, and is told.
+    ``configurations`` among them, with their indices. The state machine is at ``start`` too. The first members of a new
+    group begin with the same configuration at ``ORIGIN``; who comes later begins with none, and is told.
 
     A member that has lost its log must not come back under its name: it may have voted, and acknowledged entries. It is
     removed, and comes in under another one. A replica that was removed, by a configuration that is committed, may

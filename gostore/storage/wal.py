@@ -34,7 +34,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from gostore.config import KIB, MIB, StorageConfig
@@ -210,14 +210,25 @@ class Wal:
         Raises ``ValueError`` for an index that is not the next one, ``TooLarge``, and ``Unavailable`` when too much
         waits for the disk or the log has failed; in each case nothing was appended.
         """
-        size = len(payload)
-        if size > self._config.record_size_bytes_max:
-            raise TooLarge(f"an entry of {size} bytes; at most {self._config.record_size_bytes_max} fit into the log")
-        _check_range(group, term, index, kind)
-        self._check_room(size)
-        self._index.append(group, term, index, size, BUFFERED | (self._written + len(self._buffer)))
-        self._buffer.append(RawRecord(segments.ENTRY, group, term, index, kind, bytes(payload)))
-        self._buffer_size += RECORD_SIZE_BYTES + size
+        self.append_all(group, index, ((term, kind, bytes(payload)),))
+
+    def append_all(self, group: int, index: int, entries: Sequence[tuple[int, int, bytes]]) -> None:
+        """:meth:`append` of each (term, kind, payload), from ``index`` on; all of them or, if it raises, none."""
+        size, size_max = 0, self._config.record_size_bytes_max
+        for term, kind, payload in entries:
+            if len(payload) > size_max:
+                raise TooLarge(f"an entry of {len(payload)} bytes; at most {size_max} fit into the log")
+            _check_range(group, term, index, kind)
+            size += RECORD_SIZE_BYTES + len(payload)
+        self._check_room(size - RECORD_SIZE_BYTES)
+        place = BUFFERED | (self._written + len(self._buffer))
+        append, buffer = self._index.append, self._buffer
+        for term, kind, payload in entries:
+            append(group, term, index, len(payload), place)
+            buffer.append(RawRecord(segments.ENTRY, group, term, index, kind, payload))
+            index += 1
+            place += 1
+        self._buffer_size += size
 
     def truncate_suffix(self, group: int, index: int) -> None:
         """Void the entries from ``index`` on; it is durable after the next :meth:`sync`.
@@ -435,8 +446,7 @@ class Wal:
         number, base, block = 0, 0, memoryview(b"")
         record_at, groups = segments.record_at, self._index.groups
         while (entries := groups.get(group)) is not None and index < entries.next:
-            if index < entries.first:
-                index = entries.first
+            index = max(index, entries.first)
             location = entries.location(index)
             index += 1
             if location & BUFFERED:

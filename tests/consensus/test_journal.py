@@ -33,6 +33,10 @@ class Log:
     def last_index(self, group: int) -> int:
         return self.next - 1
 
+    def append_all(self, group: int, index: int, entries: list[tuple[int, int, bytes]]) -> None:
+        for place, (term, kind, payload) in enumerate(entries, index):
+            self.append(group, term, place, payload, kind)
+
     def append(self, group: int, term: int, index: int, payload: bytes, kind: int = 0) -> None:
         assert (group, index) == (GROUP, self.next)
         self.all.append(Record(group, term, index, kind, payload))

@@ -45,7 +45,7 @@ import msgpack
 from xxhash import xxh3_64
 
 from gostore.core.errors import Corrupt, GoStoreError, NotSupported
-from gostore.core.keyvalue import Read, path_from_wire, read_from_wire
+from gostore.core.keyvalue import Path, Read, path_from_wire, read_from_wire
 from gostore.services.db.mvcc import Row, Store
 from gostore.services.db.transaction import Clash, LockTable, Place, find_clash
 from gostore.services.db.values import evaluate
@@ -213,8 +213,11 @@ class ShardMachine:
                     return ["conflict", *clash]
             values: dict[Place, bytes | None] = {}
             for (operation, _, _, path, operand), place in zip(writes, places, strict=True):
-                before = values[place] if place in values else self._packed(place)
-                accessors = path_from_wire(path) if path else ()
+                before: bytes | None = None
+                accessors: Path = ()
+                if path or operation == "add":  # else it does not matter what was there
+                    before = values[place] if place in values else self._packed(place)
+                    accessors = path_from_wire(path)
                 values[place] = evaluate(before, operation, accessors, operand, self._value_size_bytes_max)
         except GoStoreError as error:
             return ["error", error.code, error.message]

@@ -112,6 +112,7 @@ class Store:
                 return
             entries = self._containers[container] = SortedDict()
         previous: Stored | None = entries.get(key)
+        size = 0 if previous is None else _size(key, previous.packed)
         if packed is None:
             if previous is None:
                 return
@@ -119,12 +120,11 @@ class Store:
             self.objects -= 1
             if not entries:
                 del self._containers[container]
+            self.size_bytes -= size
         else:
             entries[key] = Stored(index, packed)
-            self.size_bytes += _size(key, packed)
             self.objects += previous is None
-        if previous is not None:
-            self.size_bytes -= _size(key, previous.packed)
+            self.size_bytes += _size(key, packed) - size
         self.newest = index
         self._remember(Change(index, prepared or index, container, key, previous))
 

@@ -297,8 +297,10 @@ class RaftReplication:
 
     @property
     def role(self) -> str:
-        raft = self._raft
-        if raft.role == LEADER:
+        raft, core = self._raft, self._raft.raft
+        if core is None:
+            return "idle"
+        if core.role == LEADER:
             return "primary" if raft.serves else "recovering"
         return "backup" if self._holds() or self._group.name in raft.configuration.members else "idle"
 

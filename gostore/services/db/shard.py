@@ -137,13 +137,14 @@ class Shard:
 
     def apply(self, index: int, payload: bytes) -> Outcome:
         command = unpack_command(payload)
-        decided = self.machine.prepared.get(command[1]) if command[0] == "decide" else None
+        kind = command[0]
+        decided = self.machine.prepared.get(command[1]) if kind == "decide" else None
         outcome = self.machine.apply(command, index)
-        if command[0] in ("decide", "begin", "prepare"):
+        if kind in ("decide", "begin", "prepare"):
             self._wake()
-            self.coordinator.notice(command[0], command[1], outcome)
+            self.coordinator.notice(kind, command[1], outcome)
         if self.replication.role == "primary":
-            if command[0] == "commit":
+            if kind == "commit":
                 places = [(write[1], write[2]) for write in command[3]] if outcome[0] == "ok" else []
             else:
                 places = list(decided.values) if decided is not None and command[2] else []
