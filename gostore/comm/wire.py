@@ -32,6 +32,7 @@ from typing import Any, Final
 
 import msgpack
 
+from gostore.core import packing
 from gostore.core.address import Address
 
 VERSION: Final = 1
@@ -89,16 +90,7 @@ class ProtocolError(Exception):
         self.reason = reason
 
 
-_packer = msgpack.Packer(autoreset=True)
-
-
-def pack(value: Any) -> bytes:
-    """``value`` as msgpack. Raises ``TypeError``, ``ValueError`` or ``OverflowError`` for what cannot be packed."""
-    try:
-        return bytes(_packer.pack(value))
-    except BaseException:
-        _packer.reset()
-        raise
+pack: Final = packing.pack
 
 
 def unpack(body: bytes | memoryview) -> Any:

@@ -257,8 +257,10 @@ class Group:
         if len(self._waiters) + len(payloads) > PROPOSALS_MAX:
             raise Unavailable(f"{self.name}: {len(self._waiters)} commands wait for their commit: try again later")
         point = raft.propose(payloads, self._now_s())
-        futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in payloads]
-        for index, future in enumerate(futures, point.index):
+        futures: list[asyncio.Future[Any]] = []
+        for index in range(point.index, point.index + len(payloads)):
+            future = self._loop.create_future()
+            futures.append(future)
             self._waiters[index] = (point.term, future)
         self._groups.mark(self)
         # They are applied in their order: what is not told when the last one is, never will be.

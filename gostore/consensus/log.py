@@ -140,21 +140,19 @@ class RaftLog:
     # changes
 
     def append(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._take(entry)
-
-    def _take(self, entry: Entry) -> None:
-        term, index, kind, payload = entry
         last_index, last_term = self.last
-        assert index == last_index + 1, f"entry {index} behind {last_index}"
-        assert term >= last_term, f"term {term} behind {last_term}"
-        if term != last_term:
-            self._runs.append((index, term))
-        if kind == CONFIGURATION:
-            self._configurations.append((index, Configuration.unpack(payload)))
-        self._cached.append(entry)
-        self._cached_size += len(payload)
-        self.last = Point(index, term)
+        for entry in entries:
+            term, index, kind, payload = entry
+            assert index == last_index + 1, f"entry {index} behind {last_index}"
+            assert term >= last_term, f"term {term} behind {last_term}"
+            if term != last_term:
+                self._runs.append((index, term))
+            if kind == CONFIGURATION:
+                self._configurations.append((index, Configuration.unpack(payload)))
+            self._cached.append(entry)
+            self._cached_size += len(payload)
+            last_index, last_term = index, term
+        self.last = Point(last_index, last_term)
 
     def truncate(self, index: int) -> None:
         """Void the entries from ``index`` on."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
+from gostore.core import packing
 from gostore.core.errors import BadRequest, TooLarge, WrongType
 from gostore.core.keyvalue import Path, Value
 
@@ -202,7 +203,7 @@ def pack(value: Value, size_bytes_max: int) -> bytes:
     """The packed form. Raises ``BadRequest`` for what cannot be stored, ``TooLarge`` above ``size_bytes_max``."""
     _check(value)
     try:
-        packed: bytes = msgpack.packb(value, use_bin_type=True)
+        packed = packing.pack(value)
     except UnicodeEncodeError as error:
         raise BadRequest(f"a string of the value is not valid UTF-8: {error.reason}") from None
     except (ValueError, OverflowError) as error:

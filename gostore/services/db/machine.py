@@ -44,6 +44,7 @@ from typing import Any, Final
 import msgpack
 from xxhash import xxh3_64
 
+from gostore.core import packing
 from gostore.core.errors import Corrupt, GoStoreError, NotSupported
 from gostore.core.keyvalue import Path, Read, path_from_wire, read_from_wire
 from gostore.services.db.mvcc import Row, Store
@@ -73,9 +74,7 @@ Outcome = list[Any]
 _ROW_OVERHEAD_BYTES: Final = 16
 
 
-def pack_command(command: Sequence[Any]) -> bytes:
-    packed: bytes = msgpack.packb(command, use_bin_type=True)
-    return packed
+pack_command: Final[Callable[[Sequence[Any]], bytes]] = packing.pack
 
 
 def unpack_command(payload: bytes) -> list[Any]:

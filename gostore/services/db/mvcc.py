@@ -68,7 +68,6 @@ class Store:
     def __init__(self) -> None:
         self._containers: dict[str, SortedDict] = {}
         self._changes: deque[Change] = deque()
-        self._changes_of: dict[tuple[str, str], deque[Change]] = {}
         self._changes_size = 0
         self.floor = 0
         """The oldest index at which a snapshot can be read."""
@@ -122,8 +121,11 @@ class Store:
                 del self._containers[container]
             self.size_bytes -= size
         else:
-            entries[key] = Stored(index, packed)
-            self.objects += previous is None
+            if previous is None:
+                entries[key] = Stored(index, packed)
+                self.objects += 1
+            else:
+                dict.__setitem__(entries, key, Stored(index, packed))  # the order of the keys is as it was
             self.size_bytes += _size(key, packed) - size
         self.newest = index
         self._remember(Change(index, prepared or index, container, key, previous))
@@ -141,37 +143,33 @@ class Store:
 
     def forget_history(self, floor: int) -> None:
         self._changes.clear()
-        self._changes_of.clear()
         self._changes_size = 0
         self.floor = self.history_floor = floor
 
     def _remember(self, change: Change) -> None:
         self._changes.append(change)
-        place = (change.container, change.key)
-        changes = self._changes_of.get(place)
-        if changes is None:
-            changes = self._changes_of[place] = deque()
-        changes.append(change)
         self._changes_size += _change_size(change)
         while len(self._changes) > HISTORY_CHANGES_MAX or self._changes_size > HISTORY_SIZE_BYTES_MAX:
             oldest = self._changes.popleft()
             self._changes_size -= _change_size(oldest)
-            place = (oldest.container, oldest.key)
-            changes = self._changes_of[place]
-            changes.popleft()
-            if not changes:
-                del self._changes_of[place]
             self.history_floor = oldest.index
             self.floor = max(self.floor, oldest.index)
 
     def read(self, container: str, key: str, at: int | None = None) -> Stored | None:
         """The object now, or at the snapshot ``at``. Raises ``Conflict`` when that is not kept."""
-        if at is not None:
-            self._check_snapshot(at)
-            for change in self._changes_of.get((container, key), ()):
-                if change.index > at:
-                    return _replaced(change, at)
-        return self.current(container, key)
+        stored = self.current(container, key)
+        if at is None:
+            return stored
+        self._check_snapshot(at)
+        if stored is not None and stored.version <= at:
+            return stored
+        first: Change | None = None
+        for change in reversed(self._changes):  # those since the snapshot: few, unless it is old
+            if change.index <= at:
+                break
+            if change.key == key and change.container == container:
+                first = change
+        return stored if first is None else _replaced(first, at)
 
     def scan(self, container: str, start: str, end: str | None, at: int | None = None) -> Iterator[Row]:
         """The objects with ``start <= key < end`` in key order, now or at a snapshot. Raises as :meth:`read`.
