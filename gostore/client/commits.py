@@ -61,7 +61,7 @@ class Commits:
             return await self._alone(item, via, timeout_s)
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
-        answer = await self._gather(packed, via)
+        answer = await self._gather(packed, via, loop)
         if answer is None:
             return await self._alone(item, via, None)
         if not isinstance(answer, GoStoreError):
@@ -79,9 +79,8 @@ class Commits:
         )
         return reply.value
 
-    def _gather(self, packed: bytes, via: str | None) -> asyncio.Future[Any]:
+    def _gather(self, packed: bytes, via: str | None, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
         """None: it is alone."""
-        loop = asyncio.get_running_loop()
         batch = self._gathering.get(via)
         if batch is None or len(batch.items) >= BATCH_MAX or batch.size + len(packed) > BATCH_SIZE_BYTES_MAX:
             batch = self._gathering[via] = _Batch()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar, Final, NamedTuple
 
 from gostore.consensus.configuration import Configuration
@@ -20,6 +21,8 @@ CONFIGURATION: Final = 1
 """Kind of an entry: a packed :class:`Configuration`."""
 NOOP: Final = 2
 """Kind of an entry: a leader's first one. With it, everything before is committed (Raft, 5.4.2 and 8)."""
+
+_payload = itemgetter(3)
 
 NUMBER_MAX: Final = (1 << 63) - 1
 
@@ -360,4 +363,4 @@ def message_from_wire(wire: Any) -> Message:
 
 def size_of(entries: Iterable[Entry]) -> int:
     """Their payloads, in bytes."""
-    return sum(len(entry.payload) for entry in entries)
+    return sum(map(len, map(_payload, entries)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final
 
 from gostore.storage import segments
@@ -195,12 +196,21 @@ class LogIndex:
         entries = self.find(record.group, record.index)
         return entries is not None and entries.location(record.index) == location
 
-    def settle(self, record: RawRecord, buffered: int, location: int) -> None:
-        """A record that was in the buffer lies in a segment now; nothing, when it is no entry that is still needed."""
-        if record.type in _ENTRIES:
-            entries = self.groups.get(record.group)
-            if entries is not None and entries.settle(record.index, buffered, location):
-                self._count(location, len(record.payload), 1)
+    def settle(self, records: Iterable[RawRecord], buffered: int, location: int) -> None:
+        """Records that were in the buffer, from ``buffered`` on, lie in a segment now, one behind the other.
+
+        Those that are no entries, or are not needed any more, are passed over.
+        """
+        segment, live = location >> _OFFSET_BITS, 0
+        for type_, group, _, index, _, payload in records:
+            size = RECORD_SIZE_BYTES + len(payload)
+            if type_ in _ENTRIES:
+                entries = self.groups.get(group)
+                if entries is not None and entries.settle(index, buffered, location):
+                    live += size
+            buffered += 1
+            location += size
+        self.live[segment] = self.live.get(segment, 0) + live
 
     def relocate(self, record: RawRecord, location: int) -> None:
         """An entry that is there lies elsewhere from now on."""

@@ -365,12 +365,9 @@ class Wal:
 
     def _settle(self, segment: _Segment, records: int, size: int) -> None:
         """The first ``records`` of the buffer have been written: note where each entry came to lie."""
+        # An entry may have been truncated while it was in the buffer.
         location = location_of(segment.head.number, segment.size)
-        settle = self._index.settle
-        for number, record in enumerate(self._buffer[:records], self._written):
-            # An entry may have been truncated while it was in the buffer.
-            settle(record, BUFFERED | number, location)
-            location += RECORD_SIZE_BYTES + len(record.payload)
+        self._index.settle(self._buffer[:records], BUFFERED | self._written, location)
         segment.size += size
         self._noted = False
         self._written += records

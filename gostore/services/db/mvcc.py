@@ -111,22 +111,21 @@ class Store:
                 return
             entries = self._containers[container] = SortedDict()
         previous: Stored | None = entries.get(key)
-        size = 0 if previous is None else _size(key, previous.packed)
         if packed is None:
             if previous is None:
                 return
             del entries[key]
             self.objects -= 1
+            self.size_bytes -= _size(key, previous.packed)
             if not entries:
                 del self._containers[container]
-            self.size_bytes -= size
+        elif previous is None:
+            entries[key] = Stored(index, packed)
+            self.objects += 1
+            self.size_bytes += _size(key, packed)
         else:
-            if previous is None:
-                entries[key] = Stored(index, packed)
-                self.objects += 1
-            else:
-                dict.__setitem__(entries, key, Stored(index, packed))  # the order of the keys is as it was
-            self.size_bytes += _size(key, packed) - size
+            dict.__setitem__(entries, key, Stored(index, packed))  # the order of the keys stays as it is
+            self.size_bytes += len(packed) - len(previous.packed)
         self.newest = index
         self._remember(Change(index, prepared or index, container, key, previous))
 
