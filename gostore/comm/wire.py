@@ -165,7 +165,8 @@ class Frame:
 
     ``id`` is the request's (in an answer: the request that it answers). ``acknowledged``: the sender awaits no answer
     to a request below it; in a hello_ack and a refusal it is a session. ``remaining_ms``: until the deadline.
-    ``parent`` does not travel: the event that made this side send, when the sending is put off.
+    ``parent`` does not travel: the event that made this side send, when the sending is put off. What the frame carries
+    stays as it was made: ``size_bytes`` is taken once.
     """
 
     __slots__ = (
@@ -182,6 +183,7 @@ class Frame:
         "parent",
         "remaining_ms",
         "route",
+        "size_bytes",
         "stamp",
     )
 
@@ -216,10 +218,7 @@ class Frame:
         self.remaining_ms = remaining_ms
         self.origin = origin
         self.parent: tuple[str, int] | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        return FRAME_HEADER_SIZE_BYTES + len(self.route) + len(self.origin) + len(self.body) + len(self.data)
+        self.size_bytes = FRAME_HEADER_SIZE_BYTES + len(route) + len(origin) + len(body) + len(data)
 
     def encode(self) -> bytes:
         """The frame without its data, which follow it as they are (a large block is never copied to send it)."""
@@ -268,10 +267,11 @@ def parse_frames(buffer: bytes, start: int, end: int) -> list[Frame]:
             body_size,
             data_size,
         ) = unpack_from(buffer, start)
-        start = at + route_size + origin_size + body_size + data_size
+        begin, start = start, at + route_size + origin_size + body_size + data_size
         if start > end or not HELLO <= kind <= REFUSED:
             raise ProtocolError("malformed")
         frame = Frame.__new__(Frame)  # __init__ with thirteen keywords costs more than all the rest here
+        frame.size_bytes = start - begin
         frame.kind, frame.flags, frame.hops, frame.epoch, frame.id = kind, flags, hops, epoch, request_id
         frame.acknowledged, frame.stamp, frame.cause, frame.remaining_ms = acknowledged, stamp, cause, remaining_ms
         frame.route = buffer[at : at + route_size]
