@@ -261,3 +261,62 @@ def test_fatal_is_said_once(tmp_path: Path) -> None:
     env.fatal("second")
     env.disk.close()
     assert said == ["first"]
+
+
+def test_a_lone_command_on_a_quick_disk_is_synced_at_once(disk: RealDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on the worker when the disk is slow, when much is written, or when the worker is at it already."""
+    syncs: list[tuple[bool, bytes]] = []
+    took_s, now_s = 0.0, 0.0
+
+    def sync(descriptor: int) -> None:
+        nonlocal now_s
+        now_s += took_s
+        content = os.pread(descriptor, 100_000, 0)
+        syncs.append((threading.current_thread() is threading.main_thread(), content[-1:]))
+
+    monkeypatch.setattr(env_module, "_sync_descriptor", sync)
+    monkeypatch.setattr(env_module.time, "monotonic", lambda: now_s)
+    file = disk.open("f", create=True)
+
+    def write(*parts: bytes) -> list[bool]:
+        """Whether each sync was at once."""
+        syncs.clear()
+
+        async def main() -> None:
+            for part in parts:
+                await file.write([part], sync=True)
+
+        asyncio.run(main())
+        assert [last for _, last in syncs] == [part[-1:] for part in parts], "what is synced was written before"
+        return [at_once for at_once, _ in syncs]
+
+    assert write(b"a") == [False], "nothing is known of it yet"
+    for _ in range(100):
+        write(b"b")
+    assert write(b"c", b"d") == [True, True]
+    assert write(b"." * (env_module.INLINE_SIZE_BYTES_MAX + 1)) == [False]
+    took_s = 0.02
+    assert write(b"e", b"f") == [True, False], "one slow sync is enough"
+    took_s = 0.0
+    assert write(b"g") == [False]
+    assert [*(write(b"h")[0] for _ in range(50))][-1], "and it is trusted again"
+
+
+def test_what_the_worker_has_begun_comes_first(disk: RealDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick disk with a sync under way: what is written later lies behind, and waits for its turn."""
+    held, real = threading.Event(), env_module._sync_descriptor
+    file = disk.open("f", create=True)
+
+    async def main() -> None:
+        disk._sync_s = 0.0
+        monkeypatch.setattr(env_module, "_sync_descriptor", lambda descriptor: (held.wait(30), real(descriptor)))
+        first = asyncio.create_task(file.write([b"1" * (env_module.INLINE_SIZE_BYTES_MAX + 1)], sync=True))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(file.write([b"2"], sync=True))
+        await asyncio.sleep(0)
+        assert not first.done()
+        held.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(main())
+    assert file.read(file.size() - 2, 2) == b"12"

@@ -47,6 +47,8 @@ FILES: Final = 4
 DIRECTORIES: Final = 2
 """Each holds one file, and comes and goes with it."""
 
+WRITES_TOGETHER_MAX: Final = 4
+
 CLIENTS: Final = 4
 PAUSE_S: Final = (0.01, 0.3)
 """Between two operations of one client. Shorter: more load, and more work for the checks."""
@@ -131,7 +133,7 @@ class Workload:
     async def _client(self, name: str, stop_s: float) -> None:
         loop = asyncio.get_running_loop()
         jobs = (
-            *(self._write, self._write, self._read, self._read, self._delete),
+            *(self._write, self._write_together, self._read, self._read, self._delete),
             *(self._transfer, self._sum, self._transact, self._transact, self._count),
             *(self._store, self._store, self._load, self._load, self._remove),
         )
@@ -152,6 +154,14 @@ class Workload:
     async def _write(self, client: str) -> None:
         key, value = f"r{self._rng.randrange(REGISTERS)}", self._unique()
         await self.registers.record(client, "write", key, value, self._set(key, value))
+
+    async def _write_together(self, client: str) -> None:
+        """Several at the same moment, whose commits share a request: as many clients as there are writes."""
+        some = [self._write(f"{client}.{number}") for number in range(self._rng.randrange(1, WRITES_TOGETHER_MAX))]
+        done = await asyncio.gather(*some, self._count(client), return_exceptions=True)
+        for error in done:
+            if error is not None:
+                raise error
 
     async def _delete(self, client: str) -> None:
         key = f"r{self._rng.randrange(REGISTERS)}"

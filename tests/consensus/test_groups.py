@@ -314,6 +314,67 @@ def test_what_a_deposed_leader_had_taken_is_surely_lost_or_may_have_happened(wor
     assert cluster.machines["n1"][0].values == [9]
 
 
+def test_several_commands_share_a_wait_and_not_their_fate(world: World) -> None:
+    cluster = Cluster(world)
+    cluster.wait_leader()
+
+    def several(name: str, values: list[int], timeout_s: float) -> list[Any]:
+        async def main() -> list[Any]:
+            payloads = [struct.pack("<q", value) for value in values]
+            deadline_s = asyncio.get_running_loop().time() + timeout_s
+            return await cluster.group(name).propose_all(payloads, deadline_s)
+
+        return world.run(main(), on=name)
+
+    assert [count for count, _ in several("n1", [1, 2, 3], 5.0)] == [1, 2, 3]
+    with pytest.raises(NotOwner):  # nothing was proposed: that is told at once
+        several("n2", [4], 5.0)
+    world.net.partition(["n1"], ["n2", "n3"])
+    late = several("n1", [4, 5], 0.2)
+    assert [(type(error), error.definite) for error in late] == [(Timeout, False)] * 2
+    told: list[list[Any]] = []
+
+    async def wait_long() -> None:
+        payloads = [struct.pack("<q", value) for value in (6, 7)]
+        told.append(await cluster.group("n1").propose_all(payloads, asyncio.get_running_loop().time() + 60.0))
+
+    world.node("n1").spawn(wait_long(), name="late")
+    new = cluster.wait_leader(among=("n2", "n3"))
+    for value in (9, 10, 11, 12):  # other entries stand where theirs were
+        cluster.propose(new, value)
+    world.net.heal()
+    world.run_until(lambda: bool(told), timeout_s=10.0)
+    assert [(type(error), error.definite) for error in told[0]] == [(NotOwner, True)] * 2
+    cluster.wait_equal()
+    assert cluster.machines["n1"][0].values == [1, 2, 3, 9, 10, 11, 12]
+    assert not cluster.group("n1")._waiters
+
+
+def test_a_read_joins_those_whose_round_has_not_been_sent(world: World) -> None:
+    """One that comes later may know of a write of which the round that is on its way proves nothing."""
+    cluster = Cluster(world)
+    cluster.wait_leader()
+
+    async def main() -> None:
+        group = cluster.group("n1")
+
+        async def read() -> None:
+            await group.read_barrier(asyncio.get_running_loop().time() + 5.0)
+
+        before = group._read_number
+        together = [asyncio.create_task(read()) for _ in range(3)]
+        while group._read_number == before or group._gathering is not None:  # noqa: ASYNC110 (a turn of the group)
+            await asyncio.sleep(0)
+        late = asyncio.create_task(read())
+        await asyncio.gather(*together)
+        assert not late.done()
+        await late
+        assert group._read_number == before + 2
+        assert not group._reads
+
+    world.run(main(), on="n1")
+
+
 @pytest.mark.parametrize("power", [False, True])
 def test_acknowledged_commands_survive_the_death_of_all(world: World, power: bool) -> None:
     cluster = Cluster(world, compaction=Compaction(size_bytes=600, entries=1000))
@@ -484,10 +545,17 @@ def storm(seed: int) -> tuple[Counter[str], str]:
                 await asyncio.sleep(rng.uniform(0.0, 0.05))
                 group = cluster.group(name)
                 try:
-                    if rng.random() < 0.2:
+                    kind = rng.random()
+                    if kind < 0.2:
                         before = len(acknowledged)
                         await group.read_barrier(loop.time() + 1.0)
                         seen.append((before, list(cluster.machines[name][0].values)))
+                    elif kind < 0.4:
+                        values = [next(numbers) for _ in range(rng.randrange(1, 5))]
+                        payloads = [struct.pack("<q", value).ljust(200, b"\0") for value in values]
+                        told = await group.propose_all(payloads, loop.time() + 1.0)
+                        outcomes = zip(values, told, strict=True)
+                        acknowledged.extend(value for value, one in outcomes if not isinstance(one, GoStoreError))
                     else:
                         value = next(numbers)
                         await group.propose(struct.pack("<q", value).ljust(200, b"\0"), loop.time() + 1.0)

@@ -1,0 +1,229 @@
+"""Commits of one turn share a request, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import gostore as gs
+from gostore.client.keyvalue import RemoteKeyValue
+from gostore.core.errors import BadRequest, Conflict, GoStoreError, NotFound, NotOwner, Timeout, TooLarge
+from gostore.core.keyvalue import PointRead, RequestId, Write
+from gostore.sim.cluster import SimCluster
+
+SHARDS = 4
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimCluster]:
+    with gs.simulate(3, seed=1, db={"shards": SHARDS, "value_size_bytes_max": 10_000}) as cluster:
+        cluster.db.create_container_sync("a")
+        cluster.wait_settled_sync()
+        yield cluster
+
+
+async def requests(cluster: SimCluster, node: str) -> int:
+    """That a node has had for db, from clients and from other nodes."""
+    count: int = (await cluster.statistics())[node]["comm"]["requests_db"]
+    return count
+
+
+def store_of(cluster: SimCluster, via: str | None = None) -> RemoteKeyValue:
+    return cluster.db._store(via)
+
+
+def put(key: str, value: Any = 1, container: str = "a") -> list[Write]:
+    return [Write("set", container, key, value)]
+
+
+async def outcomes(*coroutines: Any) -> list[Any]:
+    return await asyncio.gather(*coroutines, return_exceptions=True)
+
+
+def test_what_is_committed_in_one_turn_shares_a_request(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster, "n2")
+        before = await requests(cluster, "n2")
+        found = await asyncio.gather(*(store.commit((), put(f"k{number}", number)) for number in range(30)))
+        assert await requests(cluster, "n2") == before + 1
+        for number, committed in enumerate(found):
+            stored = await store.get("a", f"k{number}")
+            assert (stored.value, stored.version) == (number, committed.version)
+
+    cluster.run(scenario())
+
+
+def test_each_has_its_own_outcome(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster)
+        (version,) = (await store.commit((), put("old"))).versions.values()
+        both = [*put("left"), *put("right", 2), *put("middle", 3), *put("more", 4)]  # in several shards
+        good, conflict, current, unknown, large, spread, nested, empty = await outcomes(
+            store.commit((), put("good")),
+            store.commit([PointRead("a", "old", version + 1)], put("never")),
+            store.commit([PointRead("a", "old", version)], put("checked")),
+            store.commit((), put("x", container="b")),
+            store.commit((), put("x", b"." * 20_000)),
+            store.commit((), both),
+            store.commit((), [Write("add", "a", "text", 1)]),
+            store.commit((), ()),
+        )
+        assert isinstance(conflict, Conflict)
+        assert "old" in conflict.message
+        assert isinstance(unknown, NotFound)
+        assert isinstance(large, TooLarge)
+        assert all(not isinstance(one, Exception) for one in (good, current, spread, nested, empty)), (
+            "none spoils others"
+        )
+        assert empty.versions == {}
+        assert len(spread.versions) > 1
+        for key, expected in (("good", 1), ("checked", 1), ("left", 1), ("more", 4), ("text", 1)):
+            assert (await store.get("a", key)).value == expected
+        assert not (await store.get("a", "never")).found
+        assert (await store.get("a", "good")).version == good.version
+
+    cluster.run(scenario())
+
+
+def test_what_cannot_be_sent_spoils_nothing(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster)
+        first, wrong, last = await outcomes(
+            store.commit((), put("first")), store.commit((), put("x", object())), store.commit((), put("last"))
+        )
+        assert isinstance(wrong, BadRequest)
+        assert {first.versions != {}, last.versions != {}} == {True}
+        assert (await store.get("a", "last")).value == 1
+
+    cluster.run(scenario())
+
+
+def test_who_gives_up_takes_nobody_with_it(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster)
+        tasks = [asyncio.create_task(store.commit((), put(f"k{number}"))) for number in range(5)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[3].cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(one, asyncio.CancelledError) for one in done] == [True, False, False, True, False]
+        assert (await store.get("a", "k4")).value == 1
+
+    cluster.run(scenario())
+
+
+def test_a_request_id_is_applied_once_in_a_batch_too(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster)
+        one = RequestId("somebody", 1)
+        add = [Write("add", "a", "sum", 1)]
+        done = await asyncio.gather(*(store.commit((), add, request_id=one) for _ in range(3)), store.commit((), add))
+        assert len({str(committed.versions) for committed in done[:3]}) == 1
+        assert (await store.get("a", "sum")).value == 2
+
+    cluster.run(scenario())
+
+
+def test_a_container_that_was_made_anew_is_looked_up_again(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        stores = [store_of(cluster, name) for name in ("n1", "n2", "n3")]
+        for store in stores:
+            await store.commit((), put("k", 1))  # now all remember what the name stands for
+        await cluster.db.drop_container("a")
+        await cluster.db.create_container("a")
+        for number, store in enumerate(stores):
+            await asyncio.gather(*(store.commit((), put(f"{number}.{key}", 2)) for key in range(4)))
+            assert (await store.get("a", f"{number}.3")).value == 2
+        assert not (await stores[0].get("a", "k")).found
+
+    cluster.run(scenario())
+
+
+def test_who_waits_for_a_lock_keeps_nobody_waiting() -> None:
+    """A transaction across shards holds its locks while a participant is cut off; the others of a batch pass it."""
+    with gs.simulate(3, seed=5, db={"shards": SHARDS}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.wait_settled()
+            store = store_of(cluster)
+            spread = [*put("left"), *put("right", 2), *put("middle", 3), *put("more", 4)]
+
+            def locked() -> bool:
+                return any(
+                    shard.machine.prepared for node in cluster._machines.values() for shard in node.app.db._shards
+                )
+
+            task = asyncio.create_task(store.commit((), spread))
+            async with asyncio.timeout(10):
+                while not locked():  # noqa: ASYNC110 (a state of the shards, with no event of its own)
+                    await asyncio.sleep(0.0005)
+            waiting = [
+                store.commit((), put("left", 5)),
+                store.commit((), put("free", 6)),
+                store.commit((), put("b", 7)),
+            ]
+            done = await outcomes(*waiting, task)
+            assert not [one for one in done if isinstance(one, GoStoreError)]
+            assert (await store.get("a", "left")).value == 5
+            assert (await store.get("a", "free")).value == 6
+
+        cluster.run(scenario())
+
+
+@pytest.mark.parametrize("replication", ["primary_backup", "quorum"])
+def test_a_policy_that_takes_one_at_a_time_takes_batches(replication: str) -> None:
+    with gs.simulate(3, seed=2, db={"shards": 2, "replication": replication}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.wait_settled()
+            store = store_of(cluster)
+            await asyncio.gather(*(store.commit((), put(f"k{number}", number)) for number in range(10)))
+            assert [(await store.get("a", f"k{number}")).value for number in range(10)] == list(range(10))
+
+        cluster.run(scenario())
+
+
+def test_batches_are_bounded(cluster: SimCluster) -> None:
+    async def scenario() -> None:
+        store = store_of(cluster, "n1")
+        before = await requests(cluster, "n1")
+        await asyncio.gather(*(store.commit((), put(f"k{number}")) for number in range(150)))
+        assert await requests(cluster, "n1") == before + 3
+        await asyncio.gather(*(store.commit((), put(f"l{number}", b"." * 9_000)) for number in range(10)))
+        assert await requests(cluster, "n1") == before + 5
+
+    cluster.run(scenario())
+
+
+def test_what_became_of_one_alone_is_found_out_alone() -> None:
+    """One of a batch is lost with the lead, of another nobody knows: both go on alone, under their own ids."""
+    with gs.simulate(3, seed=3, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.wait_settled()
+            (leader,) = (m.app for m in cluster._machines.values() if m.app.db.status()["leads"])
+            replication = leader.db._shards[0].replication
+            real, batches = replication.propose_all, []
+
+            async def propose_all(payloads: list[bytes], deadline_s: float) -> list[Any]:
+                batches.append(len(payloads))
+                told = await real([payloads[0], payloads[2]], deadline_s)
+                return [told[0], NotOwner("lost with the lead", owner=None), Timeout("nobody knows")]
+
+            replication.propose_all = propose_all
+            store = store_of(cluster)
+            adds = [store.commit((), [Write("add", "a", key, 1)]) for key in ("done", "lost", "unknown")]
+            done = await asyncio.gather(*adds)
+            assert batches == [3]
+            assert len({committed.version for committed in done}) == 3
+            for key, committed in zip(("done", "lost", "unknown"), done, strict=True):
+                found = await store.get("a", key)
+                assert (found.value, found.version) == (1, committed.version)
+
+        cluster.run(scenario())
