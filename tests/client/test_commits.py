@@ -207,8 +207,10 @@ def test_what_became_of_one_alone_is_found_out_alone() -> None:
         async def scenario() -> None:
             await cluster.db.create_container("a")
             await cluster.wait_settled()
-            (leader,) = (m.app for m in cluster._machines.values() if m.app.db.status()["leads"])
-            replication = leader.db._shards[0].replication
+            leader = (await cluster.db.shards())[0]["primary"]
+            store = store_of(cluster, leader)
+            await store.commit((), put("known"))  # the node has looked the container up
+            replication = cluster._machines[leader].app.db._shards[0].replication
             real, batches = replication.propose_all, []
 
             async def propose_all(payloads: list[bytes], deadline_s: float) -> list[Any]:
@@ -217,7 +219,6 @@ def test_what_became_of_one_alone_is_found_out_alone() -> None:
                 return [told[0], NotOwner("lost with the lead", owner=None), Timeout("nobody knows")]
 
             replication.propose_all = propose_all
-            store = store_of(cluster)
             adds = [store.commit((), [Write("add", "a", key, 1)]) for key in ("done", "lost", "unknown")]
             done = await asyncio.gather(*adds)
             assert batches == [3]
