@@ -96,8 +96,18 @@ class Commits:
             del self._gathering[via]
         if len(batch.items) == 1:
             _tell(batch, [None])
-        else:
-            self._connection.env.tasks.start(self._send(via, batch), name="db-commits")
+            return
+        try:
+            task = self._connection.env.tasks.start(self._send(via, batch), name="db-commits")
+        except RuntimeError:
+            _tell_all(batch, Unavailable("the connection is closed"))
+            return
+        # However it ends, perhaps before it began: nobody waits for ever.
+        task.add_done_callback(
+            lambda _: _tell_all(
+                batch, Timeout("the connection was closed before the answer came; it may have happened")
+            )
+        )
 
     async def _send(self, via: str | None, batch: _Batch) -> None:
         try:
@@ -105,10 +115,16 @@ class Commits:
                 "db", "commits", batch.items, via=via, repeatable=True, tells_repeats=True
             )
         except GoStoreError as error:
-            told = error.to_wire()
-            _tell(batch, [error_from_wire(told) for _ in batch.items])
+            _tell_all(batch, error)
         else:
             _tell(batch, [value if error is None else error_from_wire(error) for value, error in reply.value])
+
+
+def _tell_all(batch: _Batch, error: GoStoreError) -> None:
+    if all(future.done() for future in batch.answers):
+        return
+    told = error.to_wire()  # whoever raises it needs one of his own
+    _tell(batch, [error_from_wire(told) for _ in batch.items])
 
 
 def _tell(batch: _Batch, answers: Answers) -> None:

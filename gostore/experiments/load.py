@@ -41,7 +41,8 @@ class GoStore:
     """``at``: cluster, secret, members (name -> address as it travels), via (the node that leads the shard).
 
     The client's connection on this very loop, as a service in Python would have it; ``cluster.db`` adds the hop to the
-    thread that it shares with notebooks.
+    thread that it shares with notebooks. What its clients commit in one turn of the loop shares a request
+    (:mod:`gostore.client.commits`).
     """
 
     def __init__(self, spec: Spec) -> None:

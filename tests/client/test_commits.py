@@ -228,3 +228,20 @@ def test_what_became_of_one_alone_is_found_out_alone() -> None:
                 assert (found.value, found.version) == (1, committed.version)
 
         cluster.run(scenario())
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "while it is on its way"])
+def test_nobody_waits_for_a_connection_that_was_closed(cluster: SimCluster, when: str) -> None:
+    async def scenario() -> None:
+        connection, store = cluster._connected(), store_of(cluster)
+        tasks = [asyncio.create_task(store.commit((), put(f"k{number}"))) for number in range(3)]
+        await asyncio.sleep(0)
+        if when == "while it is on its way":
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await connection.close()
+        async with asyncio.timeout(60):
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, GoStoreError) for one in done)
+
+    cluster.run(scenario())
