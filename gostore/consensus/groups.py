@@ -278,15 +278,18 @@ class Groups:
     # messages
 
     def _gather(self, group: Group, messages: Iterable[tuple[str, Message]]) -> None:
+        before: Message | None = None
+        size, wire = 0, []
         for to, message in messages:
-            size = _size(message)
+            if message is not before:  # a leader says the same to all who are equally far
+                size, wire, before = _size(message), message.to_wire(), message
             batch = self._batches.get(to)
             if batch is not None and batch.size + size > BATCH_SIZE_BYTES_MAX:
                 self._cast(to)
                 batch = None
             if batch is None:
                 batch = self._batches[to] = _Batch(current_cause.get(), [], 0)
-            batch.items.append([group.number, message.to_wire()])
+            batch.items.append([group.number, wire])
             batch.size += size
 
     def _cast(self, to: str) -> None:

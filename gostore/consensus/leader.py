@@ -308,8 +308,9 @@ class Leadership:
         if self.over:
             return
         if not self.quiet:
+            append: Append | None = None
             for name, progress in self.progress.items():
-                self._replicate(name, progress, now_s)
+                append = self._replicate(name, progress, append, now_s)
         if self._new_reads and self.settled and not self._reads:
             self._round += 1
             self._attach_reads()
@@ -323,24 +324,31 @@ class Leadership:
         self._reads.append((self._round, self._log.committed, self._new_reads))
         self._new_reads = []
 
-    def _replicate(self, name: str, progress: Progress, now_s: float) -> None:
+    def _replicate(self, name: str, progress: Progress, latest: Append | None, now_s: float) -> Append | None:
+        """``latest``: the last append to the one before, which may serve here too; returns the last one to this one."""
         log, tunables = self._log, self._tunables
         while progress.next <= log.last.index and progress.may_send(tunables):
             if progress.next <= log.start.index:
                 self._begin_snapshot(progress, now_s)
                 break
-            term = log.term(progress.next - 1)
-            assert term is not None
-            entries = log.slice(
-                progress.next, log.last.index, tunables.append_size_bytes_max, tunables.append_entries_max
-            )
-            self._send(name, Append(self._term, Point(progress.next - 1, term), tuple(entries), log.committed))
-            progress.sent(entries[-1].index, size_of(entries), self._round, now_s)
-            progress.told = min(log.committed, entries[-1].index)
+            if latest is None or latest.previous.index != progress.next - 1:
+                latest = self._append_from(progress.next)
+            self._send(name, latest)
+            last = latest.entries[-1].index
+            progress.sent(last, size_of(latest.entries), self._round, now_s)
+            progress.told = min(log.committed, last)
         if progress.transfer is not None and progress.transfer.sent_s == -math.inf:
             self._send_chunk(name, progress.transfer, now_s)
         elif progress.leaving and progress.told < min(progress.match, log.committed):
             self._send_heartbeat(name, progress, 0)
+        return latest
+
+    def _append_from(self, index: int) -> Append:
+        log, tunables = self._log, self._tunables
+        term = log.term(index - 1)
+        assert term is not None
+        entries = log.slice(index, log.last.index, tunables.append_size_bytes_max, tunables.append_entries_max)
+        return Append(self._term, Point(index - 1, term), tuple(entries), log.committed)
 
     def _begin_snapshot(self, progress: Progress, now_s: float) -> None:
         if now_s < progress.snapshot_s + self._tunables.retry_s:

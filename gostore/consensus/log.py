@@ -81,6 +81,8 @@ class RaftLog:
 
         Such a one may be the only one with the entry that the others need to be without it (thesis 4.2.2).
         """
+        if self.configuration.is_voter(name):
+            return True
         return any(
             configuration.is_voter(name)
             for place, (_, configuration) in enumerate(self._configurations)
