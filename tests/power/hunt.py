@@ -282,6 +282,7 @@ def main() -> int:
             tried.pop(name, None)
     if options.refresh:
         refresh(found, chosen)
+        save(found, tried)
     for name in chosen:
         if name in found:
             if options.shrink and time.monotonic() < until_s:
