@@ -245,3 +245,28 @@ def test_nobody_waits_for_a_connection_that_was_closed(cluster: SimCluster, when
         assert all(isinstance(one, GoStoreError) for one in done)
 
     cluster.run(scenario())
+
+
+@pytest.mark.parametrize("function", ["commit", "commits"])
+def test_what_may_have_committed_is_not_refused_for_a_lock(cluster: SimCluster, function: str) -> None:
+    """A definite refusal would say that nothing happened (swarm faults, seed 951)."""
+
+    async def scenario() -> None:
+        (place,) = (await store_of(cluster).commit((), put("k"))).versions
+        shards = [node.app.db._shards[place] for node in cluster._machines.values()]
+        (shard,) = (shard for shard in shards if shard.replication.role == "primary")
+        (container,) = (name for name in shard.machine.store.containers() if name.startswith("a@"))
+
+        async def ask(repeated: bool) -> Any:
+            item = [["x", 1, repeated], [], [["set", container, "k", [], b"\x02"]]]
+            args = item if function == "commit" else [[item]]
+            return await cluster.call(shard.name, "db", "shard", place, function, args)
+
+        first = await ask(False)
+        shard.machine.locks.acquire("t", [], [(container, "k")])
+        try:
+            assert await ask(True) == first
+        finally:
+            shard.machine.locks.release("t")
+
+    cluster.run(scenario())

@@ -348,7 +348,7 @@ class Shard:
 
     async def _commit(self, request: Any, reads: Any, writes: Any, deadline_s: float) -> Outcome:
         # It only spares a refusal: whether it may commit is decided when it is applied.
-        if self._locked(reads, writes):
+        if self._waits(request, reads, writes):
             until_s = min(deadline_s, asyncio.get_running_loop().time() + LOCK_WAIT_S)
             await self._unlocked(lambda: self._locked(reads, writes), until_s)
         return await self.propose(["commit", request, reads, writes], deadline_s)
@@ -358,7 +358,7 @@ class Shard:
 
         Raises only when nothing was done.
         """
-        locked = [place for place, (_, reads, writes) in enumerate(items) if self._locked(reads, writes)]
+        locked = [place for place, item in enumerate(items) if self._waits(*item)]
         if not locked:
             return await self._propose_commits(items, deadline_s)
         free = [place for place in range(len(items)) if place not in locked]
@@ -394,6 +394,11 @@ class Shard:
             return outcome
         except GoStoreError as error:
             return error
+
+    def _waits(self, request: Any, reads: Any, writes: Any) -> bool:
+        """Whether it waits for a lock. A request that may have committed already is refused by nobody but the log."""
+        repeated = request is not None and request[2]
+        return not repeated and self._locked(reads, writes)
 
     def _locked(self, reads: Any, writes: Any) -> bool:
         locks = self.machine.locks
