@@ -13,7 +13,7 @@ def pack(value: Any) -> bytes:
     """``value`` as msgpack. Raises ``TypeError``, ``ValueError`` or ``OverflowError`` for what cannot be packed."""
     try:
         packed: bytes = _packer.pack(value)
-    except BaseException:
+    except BaseException:  # raised again: only what was packed so far must not stand before the next value
         _packer.reset()
         raise
     return packed

@@ -417,7 +417,11 @@ class Database:
                 answers[place] = error
 
         async def several(shard: int, items: list[tuple[int, list[Any]]]) -> None:
+            doubtful = False
+
             def args(again: bool) -> list[Any]:
+                nonlocal doubtful
+                doubtful = again  # an attempt before may have had its effect, whatever this one comes to
                 return [[[[*request, again or repeated], *rest] for _, (request, *rest) in items]]
 
             try:
@@ -431,11 +435,11 @@ class Database:
                     index = succeed(outcome)
                     answers[place] = Committed({shard: index} if writes else {})
                 except RETRIED as error:
-                    left.append((place, not error.definite))
+                    left.append((place, doubtful or not error.definite))
                 except NotFound as error:
-                    if "dropped" in error.details:  # what its name stands for now is to be looked up
-                        self._forget(wanted[place])
-                        left.append((place, False))
+                    if "dropped" in error.details:
+                        self._forget(wanted[place])  # so that the next attempt looks it up
+                        left.append((place, doubtful))
                     else:
                         answers[place] = error
                 except GoStoreError as error:

@@ -24,7 +24,7 @@ from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.quorum import QUORUM_FROM, Quorum
 from gostore.services.db.raft import GROUPS_FROM, RaftReplication
 from gostore.services.db.replication import Replication, together
-from gostore.services.db.router import Router, answer_by
+from gostore.services.db.router import RETRIED, Router, answer_by
 from gostore.services.db.shard import Shard, World
 from gostore.services.db.watches import WAIT_S_MAX, Polls
 from gostore.storage.wal import Wal
@@ -298,7 +298,7 @@ class DbService:
             except GoStoreError as error:
                 told.append([None, error.to_wire()])
         committed = iter(await self.database.commit_all(wanted, repeated=repeated))
-        return [_outcome(next(committed)) if known is None else known for known in told]
+        return [_outcome(next(committed), repeated) if known is None else known for known in told]
 
     @remote
     async def run(self, call: Call, block: list[Any]) -> list[Any]:
@@ -477,7 +477,9 @@ def _wanted(packed: Any) -> Wanted:
         ) from None
 
 
-def _outcome(committed: Committed | GoStoreError) -> list[Any]:
+def _outcome(committed: Committed | GoStoreError, repeated: bool) -> list[Any]:
     if isinstance(committed, GoStoreError):
+        if repeated and isinstance(committed, RETRIED):
+            committed.definite = False  # nobody was asked this time; an attempt before may have had its effect
         return [None, committed.to_wire()]
     return [committed.to_wire(), None]
