@@ -270,3 +270,37 @@ def test_what_may_have_committed_is_not_refused_for_a_lock(cluster: SimCluster, 
             shard.machine.locks.release("t")
 
     cluster.run(scenario())
+
+
+def test_a_doubt_of_an_attempt_before_is_not_forgotten() -> None:
+    """Nobody knows what became of the first attempt; the second one surely fails for one of the two."""
+    with gs.simulate(3, seed=3, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.wait_settled()
+            leader = (await cluster.db.shards())[0]["primary"]
+            store = store_of(cluster, leader)
+            await store.commit((), put("known"))  # the node has looked the container up
+            shard = cluster._machines[leader].app.db._shards[0]
+            real, serve, attempts, alone = shard.replication.propose_all, shard.serve, [], []
+
+            async def propose_all(payloads: list[bytes], deadline_s: float) -> list[Any]:
+                attempts.append(len(payloads))
+                told = await real(payloads, deadline_s)
+                if len(attempts) == 1:
+                    raise Timeout("nobody knows")
+                return [told[0], NotOwner("lost with the lead", owner=None)]
+
+            def served(function: str, args: list[Any], deadline_s: float) -> Any:
+                if function == "commit":
+                    alone.append(args[0][2])
+                return serve(function, args, deadline_s)
+
+            shard.replication.propose_all, shard.serve = propose_all, served
+            await asyncio.gather(*(store.commit((), [Write("add", "a", key, 1)]) for key in ("x", "y")))
+            assert attempts == [2, 2]
+            assert alone == [True], "it is told that an attempt before may have had its effect"
+            assert [(await store.get("a", key)).value for key in ("x", "y")] == [1, 1]
+
+        cluster.run(scenario())
