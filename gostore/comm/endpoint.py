@@ -356,6 +356,10 @@ class Endpoint:
         else:
             self._requests.cast_later(peer, frame)
 
+    def flush(self) -> None:
+        """Send what was said in this turn of the loop; by itself that happens when the turn ends."""
+        self._outbox.flush()
+
     def _deadline(self, timeout_s: float | None) -> float:
         now_s = self._loop.time()
         if self._closed:

@@ -48,6 +48,7 @@ class Outbox:
         self._local = local
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[Peer, None] = {}
+        self._flushing: asyncio.Handle  # while there are dirty ones
         self._streams: dict[int, Stream] = {}
         self._last_serial = 0
         self._sent_frames = 0
@@ -168,9 +169,15 @@ class Outbox:
         peer.outbox.append(encoded)
         if peer not in self._dirty:
             if not self._dirty:
-                self._loop.call_soon(self._flush)
+                self._flushing = self._loop.call_soon(self._flush)
             self._dirty[peer] = None
         return 0
+
+    def flush(self) -> None:
+        """Send now what would go when this turn of the loop ends."""
+        if self._dirty:
+            self._flushing.cancel()
+            self._flush()
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, {}

@@ -169,6 +169,23 @@ def test_a_thousand_calls_at_once(run_net: Run) -> None:
     run_net(scenario)
 
 
+def test_flushed_means_sent_and_sent_once(run_net: Run) -> None:
+    async def scenario(net: Net) -> None:
+        a, b = await net.node("a"), await net.node("b")
+        await a.endpoint.call("b", "echo", "echo", 0)
+        before = a.statistic("sent_packets_udp")
+        a.endpoint.cast("b", "echo", "echo", 1)
+        assert a.statistic("sent_packets_udp") == before
+        a.endpoint.flush()
+        a.endpoint.flush()
+        assert a.statistic("sent_packets_udp") == before + 1
+        a.endpoint.cast("b", "echo", "echo", 2)  # in the same turn still: it leaves with its end
+        await until(lambda: b.echo.ran == {"0": 1, "1": 1, "2": 1})
+        assert a.statistic("sent_packets_udp") == before + 2
+
+    run_net(scenario)
+
+
 def test_calls_in_flight_are_bounded(run_net: Run) -> None:
     async def scenario(net: Net) -> None:
         a, b = await net.node("a", calls_in_flight_max=16), await net.node("b")

@@ -233,6 +233,34 @@ def test_many_groups_share_syncs_and_messages(world: World) -> None:
         assert after["casts"] - before[name]["casts"] <= 100
 
 
+def test_what_a_leader_says_leaves_before_it_writes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(world)
+    leader = cluster.wait_leader()
+    cluster.propose(leader, 1)
+    cluster.wait_equal()
+    endpoint, wal, group = cluster.groups[leader]._endpoint, cluster.groups[leader].wal, cluster.group(leader)
+    seen: list[tuple[str, int]] = []
+
+    def note(what: str) -> None:
+        seen.append((what, endpoint.statistics()["sent_packets_udp"]))
+
+    append_all = wal.append_all
+
+    def write(number: int, index: int, entries: Any) -> None:
+        note("written")
+        append_all(number, index, entries)
+
+    monkeypatch.setattr(wal, "append_all", write)
+
+    async def propose() -> None:
+        note("proposed")
+        await group.propose(struct.pack("<q", 2), asyncio.get_running_loop().time() + 5.0)
+
+    world.run(propose(), on=leader)
+    sent = seen[0][1]
+    assert seen[:2] == [("proposed", sent), ("written", sent + 2)]  # a packet for each follower
+
+
 def test_an_idle_cluster_goes_quiet_and_wakes(world: World) -> None:
     cluster = Cluster(world, count=4)
     for number in range(4):
