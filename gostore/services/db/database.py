@@ -383,7 +383,12 @@ class Database:
             return self._commit_parts(self._parts(all_reads, writes, operands, found), request, repeated, deadline_s)
 
         names = [write.container for write in writes] + [read.container for read in all_reads]
-        return await self._with_containers(names, run)
+        try:
+            return await self._with_containers(names, run)
+        except NotFound as error:
+            if repeated:
+                error.definite = False  # an attempt before may have had its effect, and the container went after it
+            raise
 
     async def commit_all(self, wanted: Sequence[Wanted], *, repeated: bool = False) -> list[Committed | GoStoreError]:
         """Transactions that have nothing to do with one another: of each what :meth:`commit` returns or raises.

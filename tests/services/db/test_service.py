@@ -19,6 +19,7 @@ from gostore.comm import Endpoint
 from gostore.config import NodeConfig
 from gostore.consensus import PROFILES
 from gostore.consensus.groups import Groups
+from gostore.core import packing
 from gostore.core.address import Address
 from gostore.core.blocks import Block
 from gostore.core.errors import (
@@ -469,6 +470,42 @@ def test_conflicts_and_wrong_types_change_nothing() -> None:
             await db.commit([], [put("l", 2), Write("set", "t", "k", 1, ("name",))])
         assert (await db.get("t", "k")).version == first.version
         assert (await db.get("t", "l")).version == 0
+
+    play(scenario)
+
+
+def test_a_repeated_commit_that_misses_its_container_may_have_happened() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        ask, item = cluster.client.call, ([], [put("k", 1).to_wire()], ["me", 1])
+        await ask("n1", "db", "commit", *item)
+        await cluster.db("n1").drop_container("t")
+        for repeated in (False, True):
+            with pytest.raises(NotFound) as caught:
+                await ask("n2", "db", "commit", *item, repeated)
+            assert caught.value.definite is not repeated
+            ((told, error),) = (await ask("n2", "db", "commits", [packing.pack(item)], repeated)).value
+            assert (told, error[0], error[2]) == (None, "not_found", not repeated)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_repeated_batch_that_reached_nobody_may_have_happened(repeated: bool) -> None:
+    """Of this time nothing did; but what the log itself refuses is surely refused, whenever it was asked."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        database = cluster.services["n1"].database
+
+        async def commit_all(wanted: Any, *, repeated: bool) -> list[Any]:
+            return [Unavailable("nobody leads"), Conflict("was changed"), Committed({0: 7})]
+
+        database.commit_all = commit_all  # type: ignore[method-assign]
+        items = [packing.pack(([], [put(key, 1).to_wire()], ["me", 1])) for key in "abc"]
+        answer = (await cluster.client.call("n1", "db", "commits", items, repeated)).value
+        assert [error and error[2] for _, error in answer] == [not repeated, True, None]
+        assert answer[2][0] == [[0, 7]]
 
     play(scenario)
 
