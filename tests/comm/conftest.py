@@ -18,6 +18,7 @@ from gostore.core.events import Event
 from gostore.env import Env, RealClock
 
 SECRET = "0123456789abcdef"
+MIB = 1024 * 1024
 WAIT_S = 30.0
 
 
@@ -29,6 +30,13 @@ class Members:
 
     def address(self, name: str) -> Address | None:
         return self.known.get(name)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when ``condition`` holds; it is looked at again and again."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - anything may be a condition
+            await asyncio.sleep(0.001)
 
 
 @service("echo")
@@ -193,3 +201,7 @@ def run_net() -> Callable[[Callable[[Net], Coroutine[Any, Any, None]]], None]:
         asyncio.run(asyncio.wait_for(main(), 60))
 
     return run
+
+
+Run = Callable[[Callable[[Net], Coroutine[Any, Any, None]]], None]
+"""What ``run_net`` gives."""

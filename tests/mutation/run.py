@@ -58,7 +58,7 @@ class Module:
         files = {ROOT / self.path, HERE / "worker.py", HERE / "mutants.py"}
         for test in self.tests:
             place = ROOT / test
-            files |= set(place.rglob("*.py")) if place.is_dir() else {place, place.parent / "conftest.py"}
+            files |= set(place.rglob("*.py")) if place.is_dir() else {place, *_shared(place.parent)}
         digest = hashlib.sha256(version("cosmic-ray").encode())
         for file in sorted(file for file in files if file.exists()):
             digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
@@ -115,6 +115,11 @@ class Module:
         job.write_text(json.dumps(told))
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, str(HERE / "worker.py"), str(job)], check=True, env=environment)
+
+
+def _shared(directory: Path) -> set[Path]:
+    """What the tests in a directory have in common."""
+    return {file for file in directory.glob("*.py") if not file.name.startswith("test_")}
 
 
 def targets(wanted: list[str]) -> list[Module]:
