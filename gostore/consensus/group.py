@@ -40,6 +40,12 @@ PROPOSALS_MAX: Final = 4096
 """Commands of one group that may wait for their commit at one node; more are refused as unavailable."""
 
 
+SUCCESSOR_TIMEOUTS: Final = 3.0
+"""Election time-outs in which a successor is usually found and has committed what it inherits; whoever waits for a
+deposed leader is told after them that nobody knows. Larger: fewer doubts; smaller: a command is repeated elsewhere
+sooner."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compaction:
     """When a group writes its state as a snapshot, and drops its log.
@@ -454,8 +460,11 @@ class Group:
                 self._resolve(entry, outcome)
         for read in ready.reads:
             self._answer(read)
-        if ready.status is not None and ready.status.role == LEADER:
-            self._env.events.publish("raft_leader", group=self.name, term=ready.status.term, leader=self._env.name)
+        if ready.status is not None:
+            if ready.status.role == LEADER:
+                self._env.events.publish("raft_leader", group=self.name, term=ready.status.term, leader=self._env.name)
+            else:
+                self._hasten()
         if self.raft is not None and self.raft.term > self._installing_term:
             self.journal.give_up_installation()  # the core has forgotten how far it was
         if changed:
@@ -478,6 +487,12 @@ class Group:
                 learners=list(made.learners), outgoing=list(made.outgoing),
             )  # fmt: skip
         return True
+
+    def _hasten(self) -> None:
+        """This node does not lead: what it had taken as a leader will be committed by its successor soon, or never."""
+        until_s = self._now_s() + SUCCESSOR_TIMEOUTS * self._groups.tunables.election_timeout_s
+        for index, (_, future) in self._waiters.items():
+            self._groups.deadlines.add(future, until_s, self._not_committed, index)
 
     def _resolve(self, entry: Entry, outcome: Any) -> None:
         term, future = self._waiters.pop(entry.index)

@@ -4,8 +4,9 @@ Theory of operation
 ===================
 
 What comes in (messages, proposals, time) changes cores and marks their groups. Once per turn of the loop the marked
-groups are worked on: what their cores hand out is written into the node's log and applied, and what they send is
-gathered, so that a turn makes *one message per peer*, whatever groups it is for.
+groups are worked on: what their cores say at once is gathered and sent, *one message per peer*, whatever groups it is
+for; then what they hand out is written into the node's log, and applied. What may only be said when it is on the medium
+follows the sync in the same way.
 
 *One sync for all.* A single task waits for the medium. While one sync is under way, everything that is written by any
 group gathers for the next one, and what may only be said when it is durable waits with it (the rules are those of

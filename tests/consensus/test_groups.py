@@ -14,7 +14,7 @@ import pytest
 from gostore.comm import Endpoint
 from gostore.config import KIB, CommConfig, StorageConfig
 from gostore.consensus import Tunables
-from gostore.consensus.group import Group
+from gostore.consensus.group import SUCCESSOR_TIMEOUTS, Group
 from gostore.consensus.groups import Compaction, Groups
 from gostore.core.address import Address
 from gostore.core.errors import GoStoreError, NotOwner, Timeout, Unavailable
@@ -340,6 +340,35 @@ def test_what_a_deposed_leader_had_taken_is_surely_lost_or_may_have_happened(wor
     assert [(type(error), error.definite) for error in outcomes] == [(Timeout, False), (NotOwner, True)]
     cluster.wait_equal()
     assert cluster.machines["n1"][0].values == [9]
+
+
+def test_who_waits_for_a_deposed_leader_is_told_before_the_deadline(world: World) -> None:
+    """Nobody takes the lead here, so nobody will ever know; but the command may be repeated elsewhere."""
+    cluster = Cluster(world)
+    cluster.wait_leader()
+    told: list[Exception] = []
+
+    async def late(values: tuple[int, ...]) -> None:
+        group, deadline_s = cluster.group("n1"), asyncio.get_running_loop().time() + 3600.0
+        payloads = [struct.pack("<q", value) for value in values]
+        try:
+            if len(payloads) == 1:
+                await group.propose(payloads[0], deadline_s)
+            else:
+                told.extend(await group.propose_all(payloads, deadline_s))
+        except GoStoreError as error:
+            told.append(error)
+
+    world.net.partition(["n1"], ["n2"], ["n3"])
+    world.node("n1").spawn(late((7,)), name="late")
+    world.node("n1").spawn(late((8, 9)), name="late")
+    world.run_until(lambda: cluster.group("n1").role != "leader", timeout_s=5.0)
+    assert not told
+    world.run_until(lambda: len(told) == 3, timeout_s=(SUCCESSOR_TIMEOUTS + 0.5) * TUNABLES.election_timeout_s)
+    assert [(type(error), error.definite) for error in told] == [(Timeout, False)] * 3
+    world.net.heal()
+    cluster.propose(cluster.wait_leader(), 10)
+    cluster.wait_equal()
 
 
 def test_several_commands_share_a_wait_and_not_their_fate(world: World) -> None:
