@@ -74,6 +74,7 @@ class Holder:
         self._touched: dict[str, int] = {}
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self._lent: dict[str, int] = {}
+        self._arriving: dict[str, int] = {}
         self.on_stored: Callable[[str], None] = lambda _key: None
         self.on_corrupt: Callable[[str], None] = lambda _key: None
         self.removed = 0
@@ -108,19 +109,17 @@ class Holder:
     @contextmanager
     def lent(self, key: str) -> Iterator[None]:
         """While inside, the chunk is not removed; afterwards it is touched."""
-        self._lent[key] = self._lent.get(key, 0) + 1
         try:
-            yield
+            with _counted(self._lent, key):
+                yield
         finally:
-            self._lent[key] -= 1
-            if not self._lent[key]:
-                del self._lent[key]
             self.pin(key)
 
-    def keys(self) -> list[str]:
-        """Sorted."""
+    def keys(self, *, arriving: bool = False) -> list[str]:
+        """Sorted. ``arriving``: with those that are being stored."""
         names = self._blobs.keys()
-        return [key for key in names if key not in self._leaving]
+        held = [key for key in names if key not in self._leaving]
+        return sorted({*held, *self._arriving}) if arriving and self._arriving else held
 
     def size(self, key: str) -> int:
         return self._blobs.size(key)
@@ -135,10 +134,11 @@ class Holder:
 
         Raises ``Corrupt`` when name and data differ, ``Unavailable`` when the disk is full or fails.
         """
-        while (leaving := self._leaving.get(key)) is not None:
-            await asyncio.shield(leaving)
-        self._touch(key)
-        new = await self._blobs.put(key, data)
+        with _counted(self._arriving, key):
+            while (leaving := self._leaving.get(key)) is not None:
+                await asyncio.shield(leaving)
+            self._touch(key)
+            new = await self._blobs.put(key, data)
         if new:
             self._env.events.publish("chunk_stored", chunk=key, bytes=len(data))
             self.on_stored(key)
@@ -181,6 +181,18 @@ class Holder:
         finally:
             del self._leaving[key]
             done.set_result(None)
+
+
+@contextmanager
+def _counted(counts: dict[str, int], key: str) -> Iterator[None]:
+    """While inside, ``counts`` has ``key``, as often as somebody is inside."""
+    counts[key] = counts.get(key, 0) + 1
+    try:
+        yield
+    finally:
+        counts[key] -= 1
+        if not counts[key]:
+            del counts[key]
 
 
 @service("chunks")
@@ -235,9 +247,12 @@ class ChunkService:
         return [*self._cls.view.version, held]
 
     @remote
-    async def names(self, call: Call, start: str = "", limit: int = KEYS_MAX) -> list[str]:
-        """Names of the chunks held, from ``start`` on, sorted; fewer than ``limit`` means that there are no more."""
-        keys = self._holder.keys()
+    async def names(self, call: Call, start: str = "", limit: int = KEYS_MAX, arriving: bool = False) -> list[str]:
+        """Names of the chunks held, from ``start`` on, sorted; fewer than ``limit`` means that there are no more.
+
+        ``arriving``: with those that are being stored.
+        """
+        keys = self._holder.keys(arriving=arriving)
         first = bisect_left(keys, start)
         return keys[first : first + min(max(limit, 1), KEYS_MAX)]
 

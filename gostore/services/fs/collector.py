@@ -14,7 +14,8 @@ Chunks are referenced by *headers* and by *intents* (writers announce chunks bef
 :mod:`.intents`). A collection, on whichever node, in this order:
 
 1. gives up the intents of dead writers (their headers can no longer be committed);
-2. takes a *mark* on each online node that has the same view, and then, from each, the list of the chunks it holds;
+2. takes a *mark* on each online node that has the same view, and then, from each, the list of the chunks it holds or is
+   storing;
 3. reads all intents, then all headers (linearizable reads): what they name is referenced;
 4. if the view is the same still, tells each node to remove, of the chunks listed, those not referenced and not touched
    since the mark; a node that has another view by then refuses.
@@ -25,9 +26,10 @@ seen, for headers are read after intents and a consumption changes both at once.
 came after the mark, and (4) spares the chunk. A crash of anybody leaves chunks at worst, and the next collection takes
 them. Nothing here reads a clock, and several collections may run at the same time.
 
-Nor does a copy escape that repair makes meanwhile of a chunk which nothing references: when it arrives after its new
-holder was listed, its source was lent or touched after the mark, so the source is *kept*, and a collection that kept
-something is repeated.
+A chunk that is still being stored (its disk stalls; its writer went on with a majority, and the file is deleted by now)
+cannot be removed, so it counts as *kept*, and a collection that kept something is repeated. Nor does a copy escape that
+repair makes meanwhile of a chunk which nothing references: when it arrives after its new holder was listed, its source
+was lent or touched after the mark, so the source is kept.
 
 What a node that is not reached holds stays until a later collection: one runs whenever a node comes online that holds
 something, and when one goes (what it was writing is nobody's).
@@ -152,7 +154,7 @@ class Collector:
         done.intents = await self._reap_intents()
         view = self._cls.view
         marks = await self._ask_all(view.online, self._mark, done)
-        held = await self._ask_all(tuple(marks), self._names, done)
+        held = await self._ask_all(tuple(marks), lambda node: self._names(node, arriving=True), done)
         if any(held.values()):
             referenced = await self._referenced()
             if self._cls.view.version != view.version:
@@ -196,12 +198,12 @@ class Collector:
             done.bytes += size_bytes
             done.kept += len(keys) - removed
 
-    async def _names(self, node: str) -> list[str]:
-        """The chunks that a node holds."""
+    async def _names(self, node: str, *, arriving: bool = False) -> list[str]:
+        """The chunks that a node holds, or also those that it is storing."""
         found: list[str] = []
         while True:
-            start = found[-1] + "0" if found else ""
-            reply = await self._peers.call(node, "chunks", "names", start, KEYS_MAX, timeout_s=NODE_TIMEOUT_S)
+            args = (found[-1] + "0" if found else "", KEYS_MAX, arriving)
+            reply = await self._peers.call(node, "chunks", "names", *args, timeout_s=NODE_TIMEOUT_S)
             found += reply.value
             if len(reply.value) < KEYS_MAX:
                 return found

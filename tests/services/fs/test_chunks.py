@@ -38,6 +38,9 @@ class SlowBlobs:
     def get(self, key: str) -> bytes:
         return self.data[key]
 
+    def keys(self) -> list[str]:
+        return sorted(self.data)
+
 
 def holder(kit: SimpleNamespace) -> tuple[Holder, Any]:
     blobs: Any = SlowBlobs()
@@ -59,6 +62,28 @@ def test_what_was_promised_after_the_mark_is_kept(kit: SimpleNamespace) -> None:
         assert await held.remove(KEY, held.mark())
         assert not held.has(KEY)
         assert not await held.remove(KEY, held.mark())
+
+    asyncio.run(main())
+
+
+def test_what_is_being_stored_is_told_to_those_who_ask_for_it(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        held, blobs = holder(kit)
+        assert await held.put(KEY, DATA)
+        blobs.gate.clear()
+        other = "0" * 64
+        puts = [asyncio.create_task(held.put(key, DATA)) for key in (other, other)]
+        removal = asyncio.create_task(held.remove(KEY, held.mark()))
+        await asyncio.sleep(0)
+        puts.append(asyncio.create_task(held.put(KEY, DATA)))  # it waits for the removal, and comes after it
+        await asyncio.sleep(0)
+        assert held.keys() == []
+        assert held.keys(arriving=True) == [other, KEY]
+        assert not await held.remove(other, held.mark())
+        blobs.gate.set()
+        assert await removal
+        await asyncio.gather(*puts)
+        assert held.keys() == held.keys(arriving=True) == [other, KEY]
 
     asyncio.run(main())
 
