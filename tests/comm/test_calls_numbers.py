@@ -12,8 +12,6 @@ from gostore.core.errors import Unavailable
 
 from .channel import LIMITS
 
-# The two sides by their exact numbers: jitter is an argument, so time is exact.
-
 
 class Steady(random.Random):
     """Draws one number for ever: 0.5 is no jitter at all, 0 and 1 are its ends."""

@@ -19,8 +19,6 @@ from gostore.core.events import Event
 
 from .conftest import Net, Node, Run, until
 
-# Hostile and foreign packets
-
 
 class Stranger:
     """Somebody with a UDP socket and a TCP connection."""

@@ -26,8 +26,6 @@ from gostore.core.errors import Corrupt
 
 from .bench import NOW, THREE, Bench, entry, kinds
 
-# the log of a follower
-
 
 def test_what_fits_is_appended_and_acknowledged_when_it_is_synced() -> None:
     bench = Bench([1, 1], term=1)
@@ -150,3 +148,21 @@ def test_old_entries_are_read_from_the_storage() -> None:
     assert (to, message.previous) == ("n2", Point(3, 1))
     assert [own.index for own in message.entries] == list(range(4, 12))
     assert bench.asked == 1
+
+
+def test_a_replica_lags_until_it_holds_all_that_it_knows_to_be_committed() -> None:
+    bench = Bench()
+    assert not bench.raft.lags
+    for index in (1, 2):
+        previous = Point(index - 1, min(index - 1, 1))
+        bench.receive("n2", Append(1, previous, (entry(1, index),), 3))
+        assert bench.raft.lags
+    bench.receive("n2", Append(1, Point(2, 1), (entry(1, 3),), 3))
+    assert not bench.raft.lags
+    bench.receive("n2", Append(1, Point(3, 1), (entry(1, 4),), 2))
+    assert not bench.raft.lags
+
+
+def test_what_is_not_committed_may_be_contradicted_together_with_what_is() -> None:
+    bench = Bench([1, 1, 1], term=1, commit=2)
+    assert bench.answer("n2", Append(2, Point(1, 1), (entry(1, 2), entry(2, 3)), 2)) == AppendReply(2, 2)

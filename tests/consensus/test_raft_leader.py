@@ -21,8 +21,6 @@ from gostore.core.errors import NotOwner, TooLarge, Unavailable
 
 from .bench import NOW, Bench, entry, kinds
 
-# a leader
-
 
 def test_an_entry_of_an_old_term_is_committed_by_one_of_this_term_only() -> None:
     """Figure 8 of the paper: a quorum holds it, and a later leader may replace it nevertheless."""
@@ -70,9 +68,10 @@ def test_proposals_are_bounded_and_refused_definitely() -> None:
     with pytest.raises(TooLarge):
         bench.raft.propose([b"", b"123456789"], NOW)
     assert bench.raft.log.last.index == 3
+    assert bench.raft.propose([b"12"], NOW) == Point(4, 1)  # it just fits
     bench.take()
     bench.settle()
-    assert bench.raft.propose([b"123"], NOW) == Point(4, 1)
+    assert bench.raft.propose([b"123"], NOW) == Point(5, 1)
 
 
 def test_what_a_predecessor_left_counts_as_uncommitted() -> None:
@@ -82,6 +81,10 @@ def test_what_a_predecessor_left_counts_as_uncommitted() -> None:
         bench.raft.propose([b"1"], NOW)
     bench.settle()
     bench.raft.propose([b"1"], NOW)
+    bench = Bench([1, 1, 1], term=1, payload=b"123456", commit=2, uncommitted_size_bytes_max=10)
+    bench.lead()
+    with pytest.raises(Unavailable, match="6 bytes wait"):
+        bench.raft.propose([b"12345"], NOW)
 
 
 def test_the_window_of_a_follower_is_bounded_in_messages_and_bytes() -> None:

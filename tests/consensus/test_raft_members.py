@@ -27,8 +27,6 @@ from gostore.core.errors import BadRequest, NotOwner, Unavailable
 
 from .bench import NOW, THREE, Bench, entry, kinds
 
-# membership, hand-over, snapshots
-
 
 def test_a_change_is_refused_with_a_reason() -> None:
     bench = Bench(learner_lag_entries_max=0)

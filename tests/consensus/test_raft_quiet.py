@@ -24,8 +24,6 @@ from gostore.consensus.messages import (
 
 from .bench import NOW, TUNABLES, Bench, kinds
 
-# quiet and awake
-
 
 def quiet_leader() -> Bench:
     bench = Bench(quiet_after_s=0.5)

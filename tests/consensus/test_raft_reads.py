@@ -30,8 +30,6 @@ from gostore.core.errors import NotOwner, Unavailable
 
 from .bench import NOW, THREE, TUNABLES, Bench, entry, kinds
 
-# reads
-
 
 def test_too_many_reads_are_refused() -> None:
     bench = Bench(reads_max=2)

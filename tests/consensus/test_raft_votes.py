@@ -28,8 +28,6 @@ from gostore.consensus.messages import (
 
 from .bench import NOW, THREE, TUNABLES, Bench, kinds
 
-# votes
-
 
 @pytest.mark.parametrize("pre", [True, False])
 @pytest.mark.parametrize(
@@ -163,3 +161,34 @@ def test_an_election_timeout_is_drawn_between_one_and_two() -> None:
         deadlines.append(raft.deadline_s - NOW)
     assert 1.0 <= min(deadlines) < 1.2
     assert 1.8 < max(deadlines) < 2.0
+
+
+def test_only_answers_to_the_question_that_was_asked_are_counted() -> None:
+    bench = Bench(term=3)
+    bench.raft.campaign(NOW)
+    bench.take()
+    bench.receive("n2", VoteReply(3, True, True))  # of a round before
+    bench.receive("n2", VoteReply(3, True, False))  # a vote in a term that is over
+    assert (bench.raft.role, bench.raft.term) == (PRECANDIDATE, 3)
+    bench.receive("n2", VoteReply(4, True, True))
+    assert (bench.raft.role, bench.raft.term) == (CANDIDATE, 4)
+    assert bench.raft.campaign(NOW)  # it stands already
+    for term in (4, 5):
+        bench.receive("n3", VoteReply(term, True, True))
+        assert (bench.raft.role, bench.raft.term) == (CANDIDATE, 4)
+    bench.receive("n3", VoteReply(4, True, False))
+    assert (bench.raft.role, bench.raft.term) == (LEADER, 4)
+
+
+def test_a_candidate_that_cannot_win_does_not_put_off_a_follower() -> None:
+    """Else it would keep those who can from standing."""
+    bench = Bench([1, 1], term=1)
+    due_s = bench.raft.deadline_s
+    bench.now_s += 0.5
+    bench.receive("n2", Vote(2, ORIGIN))
+    assert (bench.raft.term, bench.raft.deadline_s) == (2, due_s)
+    # Who stood himself, and in vain, waits again.
+    bench.raft.campaign(bench.now_s)
+    bench.take()
+    bench.receive("n2", Vote(9, ORIGIN))
+    assert bench.now_s + 1.0 <= bench.raft.deadline_s <= bench.now_s + 2.0

@@ -27,8 +27,6 @@ from gostore.services.cls.swim import (
 
 from .detectors import FAST, Network, sends
 
-# One detector by its exact times: chance is an argument, so they are known
-
 
 class Dice(random.Random):
     """Says ``number`` for every number between 0 and 1, and draws the rest from its seed."""

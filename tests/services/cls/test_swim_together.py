@@ -19,8 +19,6 @@ from gostore.services.cls.swim import (
 
 from .detectors import FAST, Network
 
-# Many together
-
 
 @pytest.mark.parametrize("count", [2, 5, 20, 60])
 @pytest.mark.parametrize("seed", range(3))

@@ -18,8 +18,6 @@ from gostore.services.db import coordinator
 
 from .bed import ONE_LOG, Cluster, begin, play, put, until
 
-# transactions across shards
-
 
 @pytest.mark.parametrize("replication", ONE_LOG)
 def test_transactions_across_shards_keep_the_bank_in_balance_while_nodes_die(replication: str) -> None:

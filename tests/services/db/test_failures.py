@@ -18,8 +18,6 @@ from gostore.services.db import replica
 
 from .bed import POLICIES, Cluster, begin, play, put, until
 
-# nodes fail
-
 
 async def isolate(cluster: Cluster, victim: str, rng: Any) -> None:
     """Clients reach it and other nodes do not; it does not learn that it was replaced."""

@@ -24,8 +24,6 @@ from gostore.sim.world import World
 
 from .bed import POLICIES, Cluster, begin, play, put, until
 
-# raft
-
 
 def test_a_minority_is_neither_needed_nor_believed() -> None:
     """No view tells anybody of the partition: the groups find out themselves, also those that are quiet."""

@@ -24,8 +24,6 @@ from gostore.services.db.database import TRANSACTION_SIZE_BYTES_MAX
 
 from .bed import Cluster, begin, play, put, until
 
-# one cluster, nothing fails
-
 
 @pytest.mark.parametrize("replication", ["raft", "quorum"])
 def test_what_one_node_writes_every_node_reads_at_once(replication: str) -> None:
