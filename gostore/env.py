@@ -192,11 +192,12 @@ class RealFile:
         await self._on_worker(self._disk.sync_descriptor, self._open())
 
     async def _on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
+        # Whoever waits may be cancelled, and the call is made all the same: the descriptor is busy until it has ended.
         self._busy += 1
-        try:
-            await self._disk.on_worker(function, argument)
-        finally:
-            self._busy -= 1
+        await self._disk.on_worker(function, argument, self._end)
+
+    def _end(self) -> None:
+        self._busy -= 1
 
     def drop_cache(self) -> None:
         if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -327,11 +328,18 @@ class RealDisk:
         _sync_descriptor(descriptor)
         self._sync_s += _SHARE * (time.monotonic() - begun_s - self._sync_s)
 
-    async def on_worker(self, function: Callable[[Any], None], argument: Any) -> None:
-        """Run a call that waits for the medium on the disk's one thread."""
+    async def on_worker(
+        self, function: Callable[[Any], None], argument: Any, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run a call that waits for the medium on the disk's one thread; ``ended`` is told when it has been made."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._thread().submit(function, argument, lambda error: loop.call_soon_threadsafe(_resolve, future, error))
+
+        def end(error: Exception | None) -> None:
+            ended()
+            _resolve(future, error)
+
+        self._thread().submit(function, argument, lambda error: loop.call_soon_threadsafe(end, error))
         await future
 
     def release(self, file: RealFile, descriptor: int, *, busy: bool) -> None:

@@ -51,14 +51,18 @@ class Commits:
         self._connection = connection
         self._gathering: dict[str | None, _Batch] = {}
 
-    async def commit(self, item: Item, via: str | None, timeout_s: float | None) -> Any:
-        """What the cluster answers: [[shard, version], ...]. Raises as :meth:`Connection.call`."""
+    async def commit(self, item: Item, via: str | None, timeout_s: float | None, *, repeated: bool = False) -> Any:
+        """What the cluster answers: [[shard, version], ...]. Raises as :meth:`Connection.call`.
+
+        ``repeated``: it was sent before, and may have had its effect.
+        """
         try:
             packed = wire.pack(item)
         except (TypeError, ValueError, OverflowError) as error:
             raise BadRequest(f"a value cannot be sent: {error}") from None
-        if timeout_s is not None or len(packed) > BATCH_SIZE_BYTES_MAX:
-            return await self._alone(item, via, timeout_s)
+        if repeated or timeout_s is not None or len(packed) > BATCH_SIZE_BYTES_MAX:
+            before = Timeout("nobody was asked; an earlier attempt may have had its effect") if repeated else None
+            return await self._alone(item, via, timeout_s, after=before)
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         answer = await self._gather(packed, via, loop)

@@ -69,12 +69,13 @@ class RemoteKeyValue:
         writes: Sequence[Write],
         *,
         request_id: RequestId | None = None,
+        repeated: bool = False,
         timeout_s: float | None = None,
     ) -> Committed:
         connection = self._connection()
         request = request_id or connection.next_request()
         item = ([read.to_wire() for read in reads], [write.to_wire() for write in writes], request.to_wire())
-        return Committed.from_wire(await connection.commits.commit(item, self._via, timeout_s))
+        return Committed.from_wire(await connection.commits.commit(item, self._via, timeout_s, repeated=repeated))
 
 
 def _pairs(snapshot: Mapping[int, int] | None) -> list[list[int]]:

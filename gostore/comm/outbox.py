@@ -204,9 +204,13 @@ class Outbox:
             reason = "overflow"
         else:
             packet = b"".join(self._seal(peer, frames, stream=False))
-            self._transport.sendto(packet, (host, address.udp_port))
-            self._sent("udp", len(packet), len(frames))
-            return
+            try:
+                self._transport.sendto(packet, (host, address.udp_port))
+            except ValueError:  # an address of another family than the socket's
+                reason = "unresolved"
+            else:
+                self._sent("udp", len(packet), len(frames))
+                return
         self.drop(peer.name, reason, sum(map(len, frames)))
 
     def _sent(self, transport: str, size: int, frames: int) -> None:

@@ -559,10 +559,11 @@ class Group:
                 if not journal.is_open(compaction):
                     return
             position = journal.end_compaction()
-            await wal.sync()
-            journal.drop(position)
+            # With the journal, or the core would ask it for what it has let go of.
             if self.raft is raft and raft.log.start.index < compaction.tail:
                 raft.compact(max(compaction.tail - 1, raft.log.start.index))
+            await wal.sync()
+            journal.drop(position)
         except GoStoreError as error:
             self._env.log.warning("%s: its snapshot was given up: %s", self.name, error)
         finally:

@@ -67,6 +67,7 @@ class _Work(NamedTuple):
     group: Group
     raft: Raft
     ready: Ready
+    size: int
 
 
 class _Unsynced(NamedTuple):
@@ -218,18 +219,17 @@ class Groups:
         """
         self._statistics["turns"] += 1
         while self._running and self._marked and self._unsynced_size <= UNSYNCED_SIZE_BYTES_MAX:
-            marked, self._marked = self._marked, {}
             work: list[_Work] = []
-            for group in marked:
+            while self._marked and self._unsynced_size <= UNSYNCED_SIZE_BYTES_MAX:
+                group = next(iter(self._marked))
+                del self._marked[group]
                 self._guarded(group, self._take, work)
-            if self._batches:
-                self._cast_all()
-                self._endpoint.flush()
+            self._send()
             for one in work:
                 self._guarded(one.group, self._write, one)
             for one in work:
                 self._guarded(one.group, self._apply, one)
-        self._cast_all()
+        self._send()
         self._set_timer()
 
     def _guarded(self, group: Group, step: Callable[[Group, Any], None], argument: Any) -> None:
@@ -248,16 +248,18 @@ class Groups:
             self._arm(group)
             return
         self._gather(group, ready.messages)
-        work.append(_Work(group, raft, ready))
+        size = _weight(ready)
+        self._unsynced_size += size
+        work.append(_Work(group, raft, ready, size))
 
     def _write(self, group: Group, work: _Work) -> None:
         ready = work.ready
         group.write(ready)
         if ready.must_sync:
             self._unsynced.append(_Unsynced(work, group.journal.take_drop(), current_cause.get()))
-            self._unsynced_size += _weight(ready)
             self._written.set()
         else:
+            self._unsynced_size -= work.size
             self._gather(group, ready.messages_synced)
 
     def _apply(self, group: Group, work: _Work) -> None:
@@ -277,7 +279,7 @@ class Groups:
             await self._written.wait()
             self._written.clear()
             while self._unsynced:
-                batch, self._unsynced, self._unsynced_size = self._unsynced, [], 0
+                batch, self._unsynced = self._unsynced, []
                 try:
                     await self.wal.sync()
                     self._statistics["syncs"] += 1
@@ -292,7 +294,8 @@ class Groups:
 
     def _synced(self, batch: list[_Unsynced]) -> None:
         now_s = self._loop.time()
-        for (group, raft, ready), drop_to, cause in batch:
+        for (group, raft, ready, size), drop_to, cause in batch:
+            self._unsynced_size -= size
             if drop_to:
                 group.journal.drop(drop_to)
             if raft is not group.raft:
@@ -321,9 +324,16 @@ class Groups:
             batch.items.append([group.number, wire])
             batch.size += size
 
-    def _cast_all(self) -> None:
-        for to in list(self._batches):
-            self._cast(to)
+    def _send(self) -> None:
+        """Whatever goes wrong with it: packets may be lost, but what the cores have handed out must be written."""
+        if not self._batches:
+            return
+        try:
+            for to in list(self._batches):
+                self._cast(to)
+            self._endpoint.flush()
+        except Exception:
+            self.env.log.exception("messages of the groups are lost")
 
     def _cast(self, to: str) -> None:
         batch = self._batches.pop(to)

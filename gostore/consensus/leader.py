@@ -466,6 +466,7 @@ class Leadership:
             elif progress.overdue(now_s, self._tunables):
                 progress.probe_again()
             self._send_heartbeat(name, progress, self._round, quiet=idle)
+        self._confirm_reads()  # nobody answers a leader that is alone
         self._hand_over()
         self.quiet = idle and not self.progress
 

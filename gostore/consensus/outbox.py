@@ -53,7 +53,12 @@ class Outbox:
             return None
         committed = tuple(log.next_committed())
         reads = questions.take(log.applied)
-        to_write = HardState(term, vote, log.committed) if hardens else None
+        to_write = None
+        if hardens:
+            # It is written before what this Ready truncates, appends and installs, and may be all that a crash leaves:
+            # so it speaks of what is there already.
+            installs = any(chunk.done for chunk in self.chunks)
+            to_write = HardState(term, vote, hard.commit if installs else min(log.committed, log.handed))
         status = Status(role, term, leader) if changed else None
         self._number += 1
         truncate_from, entries = log.hand_out(self._number)

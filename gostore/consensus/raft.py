@@ -91,7 +91,7 @@ class Raft:
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._contact_s = -math.inf
-        self._commit_told = 0  # the greatest that a leader has told
+        self._told = (0, 0)  # (term, index): of its log, as far as the leader of that term has told
         self._contradicted_s = math.inf  # since then the leader says that this log is longer than it is
         self._incoming: tuple[tuple[str, int, int], int] | None = None  # identity of a snapshot, next chunk
         self.log.commit(min(max(restored.hard_state.commit, self.log.start.index), self.log.last.index))
@@ -126,8 +126,8 @@ class Raft:
 
     @property
     def lags(self) -> bool:
-        """Something is known to be committed that this replica does not hold."""
-        return self._commit_told > self.log.last.index
+        """The leader is known to have more than this replica, in which the next configuration may be."""
+        return self._told[1] > self.log.last.index
 
     @property
     def asleep(self) -> bool:
@@ -461,8 +461,8 @@ class Raft:
 
     def _on_append(self, source: str, message: Append, now_s: float) -> None:
         self._heard_leader(source, now_s)
-        self._commit_told = max(self._commit_told, message.commit)
         log, previous = self.log, message.previous
+        self._told = max(self._told, (self.term, max(previous.index + len(message.entries), message.commit)))
         if previous.index <= log.committed:
             self._check_committed(source, message)
         if previous.index < log.committed:

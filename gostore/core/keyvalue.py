@@ -289,12 +289,15 @@ class KeyValue(Protocol):
         writes: Sequence[Write],
         *,
         request_id: RequestId | None = None,
+        repeated: bool = False,
         timeout_s: float | None = None,
     ) -> Committed:
         """Validate the reads and perform the writes, all or nothing; durable on the replicas when it returns.
 
         Raises ``Conflict`` (definite: nothing happened, run the transaction again), ``WrongType``, ``TooLarge``,
-        ``BadRequest``. Give a ``request_id`` to repeat a commit whose outcome you do not know: it is applied once.
+        ``BadRequest``. Give a ``request_id`` to repeat a commit whose outcome you do not know: it is applied once. Say
+        that it is ``repeated`` then: so a failure, also a ``Conflict``, is told as definite only when it is one of all
+        attempts, and a request that is so old that its outcome is kept no longer raises ``Forgotten``.
         """
         ...
 

@@ -10,7 +10,16 @@ from typing import Any, Final, TypeVar
 
 from gostore.cluster.ring import token_of
 from gostore.config import DbConfig
-from gostore.core.errors import AlreadyExists, BadRequest, Conflict, GoStoreError, NotFound, NotSupported, TooLarge
+from gostore.core.errors import (
+    AlreadyExists,
+    BadRequest,
+    Conflict,
+    GoStoreError,
+    NotFound,
+    NotSupported,
+    TooLarge,
+    Unavailable,
+)
 from gostore.core.keyvalue import (
     SCAN_LIMIT_MAX,
     Committed,
@@ -130,17 +139,40 @@ class Database:
         raise Conflict(f"the container {name!r} changes all the time: try again")
 
     async def drop_container(self, name: str) -> None:
-        """Remove a container and all that is in it. Raises ``NotFound``. If it fails half way, do it again."""
-        found = await self._lookup(name)
-        if found is None:
+        """Remove a container and all that is in it. Raises ``NotFound``. If it fails half way, do it again.
+
+        Others may drop it too, and create it anew meanwhile: only the one that was found here is touched.
+        """
+        stored = await self.get(SYSTEM, name)
+        if not stored.found:
             raise self._unknown(name)
-        await self.commit([], [Write("set", SYSTEM, name, replace(found, dropping=True).to_value())])
-        deadline_s = self._router.deadline(None)
-        await self._all_shards(
-            range(self._config.shards), lambda shard: self._router.call(shard, "drop", [found.physical], deadline_s)
-        )
-        self._known.pop(name, None)
-        await self.commit([], [Write("delete", SYSTEM, name)])
+        physical = Container.from_value(name, stored.value).physical
+        for _ in range(CREATE_ATTEMPTS_MAX):
+            found = Container.from_value(name, stored.value) if stored.found else None
+            if found is None or found.physical != physical:
+                return  # somebody else has done it
+            try:
+                await self._drop(name, found, stored.version)
+                return
+            except Conflict:
+                stored = await self.get(SYSTEM, name)
+        raise Conflict(f"the container {name!r} changes all the time: try again", definite=False)
+
+    async def _drop(self, name: str, found: Container, version: int) -> None:
+        """``version``: of the record. Raises ``Conflict`` when that has changed; other errors are indefinite."""
+        if not found.dropping:
+            marked = Write("set", SYSTEM, name, replace(found, dropping=True).to_value())
+            version = (await self.commit([PointRead(SYSTEM, name, version)], [marked])).version
+        try:
+            deadline_s = self._router.deadline(None)
+            await self._all_shards(
+                range(self._config.shards), lambda shard: self._router.call(shard, "drop", [found.physical], deadline_s)
+            )
+            self._known.pop(name, None)
+            await self.commit([PointRead(SYSTEM, name, version)], [Write("delete", SYSTEM, name)])
+        except GoStoreError as error:
+            error.definite = False  # something of it is gone already
+            raise
 
     async def stage_container(self, staged: str, name: str, separator: str | None) -> None:
         """A container to be filled before :meth:`put_in_place` gives it its name.
@@ -182,8 +214,12 @@ class Database:
         for staged, name in names.items():
             self._known.pop(staged, None)
             self._known.pop(name, None)
-        for staged in replaced:
-            await self.drop_container(staged)
+        try:
+            for staged in replaced:
+                await self.drop_container(staged)
+        except GoStoreError as error:
+            error.definite = False  # the containers are in their places already
+            raise
 
     async def containers(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -200,7 +236,11 @@ class Database:
         return self._known.get(name)
 
     async def _lookup(self, name: str) -> Container | None:
-        stored = await self.get(SYSTEM, name)
+        try:
+            stored = await self.get(SYSTEM, name)
+        except Conflict as error:
+            # Of the name, and not of what the caller does: that would be a reason to run a transaction again.
+            raise Unavailable(f"the container {name!r} is being put in its place: {error.message}") from None
         return Container.from_value(name, stored.value) if stored.found else None
 
     async def _container(self, name: str) -> Container:
@@ -385,9 +425,10 @@ class Database:
         names = [write.container for write in writes] + [read.container for read in all_reads]
         try:
             return await self._with_containers(names, run)
-        except NotFound as error:
+        except (NotFound, *RETRIED) as error:
             if repeated:
-                error.definite = False  # an attempt before may have had its effect, and the container went after it
+                # An attempt before may have had its effect: nobody was reached now, or the container went after it.
+                error.definite = False
             raise
 
     async def commit_all(self, wanted: Sequence[Wanted], *, repeated: bool = False) -> list[Committed | GoStoreError]:

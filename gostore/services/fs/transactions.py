@@ -41,7 +41,7 @@ class Transactions:
         doubt: GoStoreError | None = None
         for _ in range(COMMIT_REPEATS_MAX + 1):
             try:
-                return await self._kv.commit(reads, writes, request_id=request_id)
+                return await self._kv.commit(reads, writes, request_id=request_id, repeated=doubt is not None)
             except Conflict:
                 raise
             except GoStoreError as error:

@@ -127,7 +127,13 @@ class MachineStore:
         return Page(tuple(sorted(entries, key=lambda entry: entry.key)), None, tuple(ranges), seen)
 
     async def commit(
-        self, reads: Iterable[Read], writes: Sequence[Write], *, request_id: Any = None, timeout_s: float | None = None
+        self,
+        reads: Iterable[Read],
+        writes: Sequence[Write],
+        *,
+        request_id: Any = None,
+        repeated: bool = False,
+        timeout_s: float | None = None,
     ) -> Committed:
         parts: dict[int, tuple[list[Any], list[Any]]] = {}
         for write in writes:

@@ -180,6 +180,7 @@ class FakeKeyValue:
         writes: Sequence[Write],
         *,
         request_id: RequestId | None = None,
+        repeated: bool = False,
         timeout_s: float | None = None,
     ) -> Committed:
         await self._turns()
