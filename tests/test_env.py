@@ -151,6 +151,34 @@ def test_a_file_closed_during_its_sync_is_closed_behind_it(disk: RealDisk, monke
     asyncio.run(main())
 
 
+def test_a_write_whose_waiter_is_gone_goes_into_its_own_file(disk: RealDisk) -> None:
+    """Its descriptor is closed behind it: else its number would be that of the next file that is opened."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        entered.set()
+        leave.wait(30)
+
+    async def main() -> None:
+        blocking = asyncio.ensure_future(disk.on_worker(block, None))
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait, 30)
+        file = disk.open("given up", create=True)
+        waiting = asyncio.ensure_future(file.write([b"x" * 1000], sync=False))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        file.close()
+        other = disk.open("other", create=True)
+        other.append(b"its own")
+        leave.set()
+        await blocking
+        await other.sync()  # behind all that was on its way
+        assert (disk.root / "other").read_bytes() == b"its own"
+        assert (disk.root / "given up").read_bytes() == b"x" * 1000
+
+    asyncio.run(main())
+
+
 def test_a_directory_belongs_to_one_node(tmp_path: Path) -> None:
     first = RealDisk(tmp_path)
     with pytest.raises(

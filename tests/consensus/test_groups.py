@@ -261,6 +261,86 @@ def test_what_a_leader_says_leaves_before_it_writes(world: World, monkeypatch: p
     assert seen[:2] == [("proposed", sent), ("written", sent + 2)]  # a packet for each follower
 
 
+def test_what_was_handed_out_is_written_though_its_messages_cannot_be_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(world)
+    leader = cluster.wait_leader()
+    failed: list[int] = []
+
+    def fail() -> None:
+        failed.append(1)
+        monkeypatch.undo()
+        raise ValueError("an address of another family")
+
+    monkeypatch.setattr(cluster.groups[leader]._endpoint, "flush", fail)
+    cluster.propose(leader, 1)
+    assert failed
+    group = cluster.group(leader)
+    assert group.journal.last == group.last.index
+    cluster.propose(leader, 2)
+    cluster.wait_equal()
+    assert cluster.machines[leader][0].values == [1, 2]
+
+
+def test_no_more_is_taken_from_the_cores_than_may_wait_for_the_medium(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gostore.consensus.groups.UNSYNCED_SIZE_BYTES_MAX", 4000)
+    cluster = Cluster(world, count=16)
+    led = [number for number in range(16) if cluster.wait_leader(number) == "n1"]
+    assert len(led) > 3
+    groups, seen = cluster.groups["n1"], []
+
+    async def overload() -> None:
+        deadline_s = asyncio.get_running_loop().time() + 60.0
+        world.node("n1").env.disk.stall()
+        payload = struct.pack("<q", 1).ljust(1000, b"\0")
+        waiting = [
+            asyncio.create_task(cluster.group("n1", number).propose(payload, deadline_s))
+            for _ in range(10)
+            for number in led
+        ]
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            seen.append(groups._unsynced_size)
+        world.node("n1").env.disk.resume()
+        await asyncio.gather(*waiting)
+
+    append_all = groups.wal.append_all
+
+    def append(number: int, index: int, entries: Any) -> None:
+        append_all(number, index, entries)
+        seen.append(groups.wal._buffer_size)
+
+    monkeypatch.setattr(groups.wal, "append_all", append)
+    world.run(overload(), on="n1")
+    largest = 10 * 1100  # what one core may hand out at a time here
+    assert 4000 < max(seen) <= 4000 + 2 * largest
+    assert groups._unsynced_size == 0
+
+
+def test_a_core_asks_its_journal_for_nothing_that_a_compaction_let_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(world, compaction=Compaction(size_bytes=4000, entries=20))
+    leader = cluster.wait_leader()
+    group, wal = cluster.group(leader), cluster.groups[leader].wal
+    sync, firsts = wal.sync, set()
+
+    async def look() -> None:
+        assert group.raft is not None
+        assert group.journal.first <= group.raft.log.start.index + 1
+        firsts.add(group.journal.first)
+        await sync()
+
+    monkeypatch.setattr(wal, "sync", look)
+    for value in range(60):
+        cluster.propose(leader, value, size=200)
+    assert len(firsts) > 2, "it compacted"
+    cluster.wait_equal()
+
+
 def test_an_idle_cluster_goes_quiet_and_wakes(world: World) -> None:
     cluster = Cluster(world, count=4)
     for number in range(4):

@@ -20,6 +20,7 @@ from gostore.consensus.messages import (
     HeartbeatReply,
     Stale,
     TimeoutNow,
+    Vote,
 )
 from gostore.consensus.outbox import COMMIT_HINT_ENTRIES
 from gostore.core.errors import Corrupt
@@ -166,3 +167,23 @@ def test_a_replica_lags_until_it_holds_all_that_it_knows_to_be_committed() -> No
 def test_what_is_not_committed_may_be_contradicted_together_with_what_is() -> None:
     bench = Bench([1, 1, 1], term=1, commit=2)
     assert bench.answer("n2", Append(2, Point(1, 1), (entry(1, 2), entry(2, 3)), 2)) == AppendReply(2, 2)
+
+
+def test_the_commit_hint_speaks_of_what_is_written_already() -> None:
+    """It comes first, and a crash may leave nothing else: then the old entry 5 would count as committed."""
+    bench = Bench([1] * 5, term=1, commit=4)
+    new = tuple(entry(2, index) for index in (5, 6, 7))
+    bench.receive("n2", Append(2, Point(4, 1), new, 7))
+    assert bench.raft.log.committed == 7
+    assert bench.hard == [HardState(2, None, 4)]
+    bench.now_s += 2.0
+    bench.receive("n3", Vote(3, Point(9, 9)))
+    assert bench.hard[-1] == HardState(3, "n3", 7)
+
+
+def test_the_commit_hint_does_not_come_before_the_snapshot_that_it_relies_on() -> None:
+    bench = Bench([1, 1], term=1, commit=1)
+    bench.raft.receive("n2", Chunk(2, 1, Point(9, 2), THREE, 0, b"x", False), NOW)
+    bench.receive("n2", Chunk(2, 1, Point(9, 2), THREE, 1, b"", True))
+    assert bench.raft.log.committed == 9
+    assert bench.hard == [HardState(2, None, 1)]

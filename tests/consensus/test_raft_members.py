@@ -255,3 +255,16 @@ def test_compaction_keeps_the_configuration_and_the_terms_behind_it() -> None:
     bench.raft.compact(5)
     assert bench.raft.configuration_at(5) == changed
     assert bench.raft.log.start == Point(5, 2)
+
+
+def test_a_learner_knows_from_a_rejected_append_that_there_is_more_than_its_snapshot() -> None:
+    """Its own admission is in it: a snapshot of before is no dismissal."""
+    bench = Bench(configuration=Configuration())
+    bench.receive("n2", Append(2, Point(301, 2), (entry(2, 302),), 9))
+    bench.receive("n2", chunk(0))
+    bench.receive("n2", chunk(1, done=True))
+    assert bench.raft.log.last == Point(9, 2)
+    assert bench.raft.lags
+    # A later leader with a shorter log knows better.
+    bench.receive("n3", Append(3, Point(9, 2), (entry(3, 10),), 0))
+    assert not bench.raft.lags

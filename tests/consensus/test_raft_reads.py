@@ -10,6 +10,7 @@ import pytest
 from gostore.consensus import (
     ORIGIN,
     PRECANDIDATE,
+    Configuration,
     Point,
     Raft,
     ReadState,
@@ -203,3 +204,12 @@ def test_a_leader_of_a_term_that_is_over_stands_again_at_once() -> None:
 def test_one_that_does_not_lead_says_so() -> None:
     bench = Bench()
     assert bench.answer("n2", ReadRequest(1, 7)) == ReadReply(1, 7, None)
+
+
+def test_one_alone_answers_reads_that_a_heartbeat_has_overtaken() -> None:
+    bench = Bench(configuration=Configuration(("n1",)))
+    bench.lead()
+    for context in (1, 2):
+        bench.raft.read(context, bench.now_s)
+        bench.at(bench.raft.deadline_s)
+        assert [read.context for read in bench.reads] == list(range(1, context + 1))
