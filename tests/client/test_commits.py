@@ -10,7 +10,7 @@ import pytest
 
 import gostore as gs
 from gostore.client.keyvalue import RemoteKeyValue
-from gostore.core.errors import BadRequest, Conflict, GoStoreError, NotFound, NotOwner, Timeout, TooLarge
+from gostore.core.errors import BadRequest, Conflict, GoStoreError, NotFound, NotOwner, Timeout, TooLarge, Unavailable
 from gostore.core.keyvalue import PointRead, RequestId, Write
 from gostore.sim.cluster import SimCluster
 
@@ -243,6 +243,26 @@ def test_nobody_waits_for_a_connection_that_was_closed(cluster: SimCluster, when
         async with asyncio.timeout(60):
             done = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(one, GoStoreError) for one in done)
+
+    cluster.run(scenario())
+
+
+def test_one_who_repeats_a_request_himself_says_so(cluster: SimCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        store, request = store_of(cluster), RequestId("me", 1)
+        first = await store.commit((), [Write("add", "a", "k", 1)], request_id=request)
+        again = await store.commit((), [Write("add", "a", "k", 1)], request_id=request, repeated=True)
+        assert again.versions == first.versions
+        assert (await store.get("a", "k")).value == 1
+
+        async def call(*args: Any, **_: Any) -> Any:
+            assert args[-1] is True, "repeated"
+            raise Unavailable("nobody leads")
+
+        monkeypatch.setattr(cluster._connected().endpoint, "call", call)
+        with pytest.raises(Timeout) as caught:
+            await store.commit((), put("k"), request_id=request, repeated=True, timeout_s=1.0)
+        assert not caught.value.definite
 
     cluster.run(scenario())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gostore.core.errors import (
     Conflict,
     NotFound,
     NotSupported,
+    Timeout,
     TooLarge,
     Unavailable,
     WrongType,
@@ -213,6 +215,107 @@ def test_a_repeated_batch_that_reached_nobody_may_have_happened(repeated: bool) 
         answer = (await cluster.client.call("n1", "db", "commits", items, repeated)).value
         assert [error and error[2] for _, error in answer] == [not repeated, True, None]
         assert answer[2][0] == [[0, 7]]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("when", ["before it is marked", "before it is deleted"])
+def test_a_slow_drop_touches_only_the_container_that_it_found(when: str) -> None:
+    """Meanwhile another node drops it, creates it anew, and writes: nobody loses that."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        slow, at = cluster.services["n1"].database, {"reached": False, "goes on": False}
+        commit = slow.commit
+
+        async def commit_slowly(reads: Any, writes: Any, **more: Any) -> Committed:
+            if writes[0].operation == ("set" if when == "before it is marked" else "delete"):
+                at["reached"] = True
+                await until(lambda: at["goes on"])
+            return await commit(reads, writes, **more)
+
+        slow.commit = commit_slowly  # type: ignore[method-assign]
+        dropping = asyncio.ensure_future(cluster.db("n1").drop_container("t"))
+        await until(lambda: at["reached"])
+        db = cluster.db("n2")
+        await db.drop_container("t")
+        await db.create_container("t")
+        await db.commit([], [put("k", "precious")])
+        at["goes on"] = True
+        await dropping
+        for name in cluster.names:
+            assert (await cluster.db(name).get("t", "k")).value == "precious"
+
+    play(scenario)
+
+
+def test_what_fails_half_way_is_not_surely_undone() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        db, ask = await begin(cluster), cluster.client.call
+        database = cluster.services["n1"].database
+        real = database._all_shards
+
+        async def fail(*_: Any) -> Any:
+            raise Unavailable("shard 2 cannot be served")
+
+        database._all_shards = fail  # type: ignore[assignment, method-assign]
+        with pytest.raises(Unavailable) as caught:
+            await ask("n1", "db", "drop_container", "t")
+        assert not caught.value.definite
+        database._all_shards = real  # type: ignore[method-assign]
+        await ask("n1", "db", "drop_container", "t")
+        assert await db.containers() == {}
+
+        await ask("n1", "db", "stage_container", "s1", "t", None)
+        await ask("n1", "db", "put_in_place", {"s1": "t"}, True)
+        await ask("n1", "db", "stage_container", "s2", "t", None)
+        database._drop = fail  # type: ignore[assignment, method-assign]
+        with pytest.raises(Unavailable) as caught:
+            await ask("n1", "db", "put_in_place", {"s2": "t"}, True)
+        assert not caught.value.definite, "it is in its place; what was there is not dropped yet"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_commit_that_cannot_learn_where_its_container_is_may_have_happened_before(repeated: bool) -> None:
+    """Not a conflict: that would be a reason to run the transaction again."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        database = cluster.services["n1"].database
+        database._known.clear()
+
+        async def locked(*_: Any, **__: Any) -> Any:
+            raise Conflict("locked by a transaction across shards")
+
+        database.get = locked  # type: ignore[method-assign]
+        with pytest.raises(Unavailable) as caught:
+            await cluster.client.call("n1", "db", "commit", [], [put("k", 1).to_wire()], ["me", 1], repeated)
+        assert caught.value.definite is not repeated
+
+    play(scenario)
+
+
+def test_a_batch_keeps_its_doubt_when_nobody_is_reached_any_more() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await begin(cluster)
+        database = cluster.services["n1"].database
+        told: list[bool] = []
+
+        async def call_again(shard: int, function: str, args: Any, deadline_s: float) -> Any:
+            if function == "commits":
+                return [["failed", Timeout("nobody knows").to_wire()] for _ in args(False)[0]]
+            told.append(args(False)[0][2])
+            raise Unavailable("nobody leads")
+
+        keys = [f"k{number}" for number in range(9)]
+        items = [packing.pack(([], [put(key, 1).to_wire()], ["me", n])) for n, key in enumerate(keys)]
+        await cluster.db("n1").get("t", "k")  # it has looked the container up
+        database._router.call_again = call_again  # type: ignore[method-assign]
+        answer = (await cluster.client.call("n1", "db", "commits", items)).value
+        assert told == [True] * 9, "that an attempt before may have had its effect"
+        assert [(error[0], error[2]) for _, error in answer] == [("unavailable", False)] * 9
 
     play(scenario)
 
