@@ -238,6 +238,7 @@ class Groups:
         try:
             step(group, argument)
         except Exception as error:
+            # Whatever it is, the core takes for done what was not: this node must not say another word.
             self._fatal(f"{group.name} cannot go on: {type(error).__name__}: {error}")
             if not isinstance(error, GoStoreError):
                 raise
@@ -332,8 +333,9 @@ class Groups:
             for to in list(self._batches):
                 self._cast(to)
             self._endpoint.flush()
-        except Exception:
-            self.env.log.exception("messages of the groups are lost")
+        except Exception as error:
+            # Seen as what a callback of its own would raise, and as late: the turn goes on.
+            self._loop.call_exception_handler({"message": "messages of the groups are lost", "exception": error})
 
     def _cast(self, to: str) -> None:
         batch = self._batches.pop(to)

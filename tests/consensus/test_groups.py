@@ -3,176 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from gostore.comm import Endpoint
-from gostore.config import KIB, CommConfig, StorageConfig
-from gostore.consensus import Tunables
 from gostore.consensus.group import SUCCESSOR_TIMEOUTS, Group
-from gostore.consensus.groups import Compaction, Groups
-from gostore.core.address import Address
+from gostore.consensus.groups import Compaction
 from gostore.core.errors import GoStoreError, NotOwner, Timeout, Unavailable
-from gostore.core.events import Event
-from gostore.sim.world import SimNode, World
-from gostore.storage import Wal
+from gostore.sim.world import World
 
-SECRET = "0123456789abcdef"
-NAMES = ("n1", "n2", "n3")
-TUNABLES = Tunables(election_timeout_s=0.5, heartbeat_s=0.1, retry_s=0.25, quiet_after_s=1.0)
-STORAGE = StorageConfig(segment_size_bytes_max=16 * KIB)
-
-
-class Everybody:
-    """Knows where every node of a world listens."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def address(self, name: str) -> Address | None:
-        node = self.world.nodes.get(name)
-        return None if node is None else Address(node.address, 7000, 7000)
-
-
-class Register:
-    """Adds numbers; the outcome is (the number before, the index). Its state is all that was added, in order."""
-
-    def __init__(self) -> None:
-        self.applied = 0
-        self.values: list[int] = []
-
-    @property
-    def size_bytes(self) -> int:
-        return 8 * len(self.values)
-
-    def apply(self, index: int, payload: bytes) -> tuple[int, int]:
-        assert index == self.applied + 1
-        self.applied = index
-        self.values.append(struct.unpack("<q", payload[:8])[0])
-        return len(self.values), index
-
-    def skip(self, index: int) -> None:
-        assert index == self.applied + 1
-        self.applied = index
-
-    def snapshot(self) -> Iterator[bytes]:
-        return iter([struct.pack("<q", self.applied), *(struct.pack("<q", value) for value in self.values)])
-
-    def restore(self, pieces: list[bytes]) -> None:
-        numbers = [struct.unpack("<q", piece)[0] for piece in pieces] or [0]
-        self.applied, self.values = numbers[0], numbers[1:]
-
-
-class Cluster:
-    """Nodes with nothing but a log and groups. ``count``: how many; all are founded by ``founders``, the ``late`` ones
-    of whom do not know it yet."""
-
-    def __init__(
-        self,
-        world: World,
-        names: tuple[str, ...] = NAMES,
-        founders: tuple[str, ...] = NAMES,
-        count: int = 1,
-        compaction: Compaction | None = None,
-        late: tuple[str, ...] = (),
-    ) -> None:
-        self.world = world
-        self.late = late
-        self.founders = founders
-        self.count = count
-        self.compaction = compaction
-        self.events: list[Event] = []
-        self.groups: dict[str, Groups] = {}
-        self.machines: dict[str, list[Register]] = {}
-        self._of: dict[str, list[Group]] = {}
-        for name in names:
-            world.add_node(name, self._main)
-
-    async def _main(self, node: SimNode) -> None:
-        env = node.env
-        env.events.subscribe(self.events.append, ("cls", "fault"))
-        wal = await Wal.open(env, STORAGE)
-        endpoint = Endpoint(
-            env, cluster="test", secret=SECRET, host=node.address, tcp_port=7000, udp_port=7000,
-            incarnation=node.incarnation, resolver=Everybody(self.world), config=CommConfig(),
-        )  # fmt: skip
-        groups = Groups(env, endpoint, wal, TUNABLES)
-        endpoint.register(groups)
-        await endpoint.start()
-        machines = [Register() for _ in range(self.count)]
-        opened = [
-            groups.open(7 + number, f"group {number}", machine, self.compaction)
-            for number, machine in enumerate(machines)
-        ]
-        self.groups[node.name], self.machines[node.name], self._of[node.name] = groups, machines, opened
-        await groups.start()
-        founder = node.name in self.founders
-        for number, group in enumerate(opened):
-            if node.name in self.late:
-                continue
-            group.begin(self.founders if founder else ())
-            if founder and node.name == self.founders[number % len(self.founders)] and group.last.index == 0:
-                group.campaign()
-
-    def restart(self, name: str) -> None:
-        """Another life, or the first one after a crash; until it has opened its log, there are no groups."""
-        self._of.pop(name, None)
-        self.world.restart(name)
-
-    def group(self, name: str, number: int = 0) -> Group:
-        return self._of[name][number]
-
-    def running(self) -> list[str]:
-        return [name for name, node in self.world.nodes.items() if node.state == "running" and name in self._of]
-
-    def leader(self, number: int = 0) -> str | None:
-        """Who serves with the greatest term."""
-        serving = [name for name in self.running() if self.group(name, number).serves]
-        return max(serving, key=lambda name: self.group(name, number).status.term, default=None)
-
-    def wait_leader(self, number: int = 0, among: tuple[str, ...] | None = None) -> str:
-        def there() -> bool:
-            found = self.leader(number)
-            return found is not None and (among is None or found in among)
-
-        self.world.run_until(there, timeout_s=20.0, what="a leader")
-        found = self.leader(number)
-        assert found is not None
-        return found
-
-    def propose(self, name: str, value: int, number: int = 0, timeout_s: float = 5.0, size: int = 8) -> Any:
-        async def main() -> Any:
-            payload = struct.pack("<q", value).ljust(size, b"\0")
-            return await self.group(name, number).propose(payload, asyncio.get_running_loop().time() + timeout_s)
-
-        return self.world.run(main(), on=name)
-
-    def read(self, name: str, number: int = 0, timeout_s: float = 5.0) -> list[int]:
-        async def main() -> list[int]:
-            await self.group(name, number).read_barrier(asyncio.get_running_loop().time() + timeout_s)
-            return list(self.machines[name][number].values)
-
-        return self.world.run(main(), on=name)
-
-    def change(
-        self, name: str, voters: tuple[str, ...], learners: tuple[str, ...] = (), timeout_s: float = 5.0
-    ) -> None:
-        async def main() -> None:
-            await self.group(name).change(voters, learners, asyncio.get_running_loop().time() + timeout_s)
-
-        self.world.run(main(), on=name)
-
-    def wait_equal(self, names: tuple[str, ...] = NAMES, number: int = 0) -> None:
-        def equal() -> bool:
-            states = [(self.machines[name][number].applied, self.machines[name][number].values) for name in names]
-            return all(state == states[0] for state in states)
-
-        self.world.run_until(equal, timeout_s=20.0, what="equal machines")
+from .nodes import NAMES, TUNABLES, Cluster, Register
 
 
 @pytest.fixture(name="world")
@@ -276,6 +118,7 @@ def test_what_was_handed_out_is_written_though_its_messages_cannot_be_sent(
     monkeypatch.setattr(cluster.groups[leader]._endpoint, "flush", fail)
     cluster.propose(leader, 1)
     assert failed
+    assert "an address of another family" in world.trouble(), "it is seen"
     group = cluster.group(leader)
     assert group.journal.last == group.last.index
     cluster.propose(leader, 2)
@@ -301,9 +144,8 @@ def test_no_more_is_taken_from_the_cores_than_may_wait_for_the_medium(
             for _ in range(10)
             for number in led
         ]
-        for _ in range(50):
-            await asyncio.sleep(0.001)
-            seen.append(groups._unsynced_size)
+        while groups._unsynced_size <= 4000:  # noqa: ASYNC110 - the condition lies in the driver
+            await asyncio.sleep(0)
         world.node("n1").env.disk.resume()
         await asyncio.gather(*waiting)
 
@@ -660,134 +502,3 @@ def test_a_group_that_has_not_begun_promises_nothing(world: World) -> None:
     assert not group.begun
     assert group.journal.empty
     assert not group.campaign()
-
-
-STORM_S = 20.0
-
-
-def storm(seed: int) -> tuple[Counter[str], str]:
-    """Load, crashes, power cuts, partitions, loss and moves; then all that was acknowledged is there once."""
-    done: Counter[str] = Counter()
-    names = ("n1", "n2", "n3", "n4", "n5")
-    with World(seed) as world:
-        rng = world.rng("storm")
-        cluster = Cluster(world, names, compaction=Compaction(size_bytes=3_000, entries=10_000))
-        numbers = itertools.count()
-        acknowledged: list[int] = []
-        seen: list[tuple[int, list[int]]] = []  # reads: (how many were acknowledged before, what was read)
-
-        async def client(name: str) -> None:
-            loop = asyncio.get_running_loop()
-            while True:
-                await asyncio.sleep(rng.uniform(0.0, 0.05))
-                group = cluster.group(name)
-                try:
-                    kind = rng.random()
-                    if kind < 0.2:
-                        before = len(acknowledged)
-                        await group.read_barrier(loop.time() + 1.0)
-                        seen.append((before, list(cluster.machines[name][0].values)))
-                    elif kind < 0.4:
-                        values = [next(numbers) for _ in range(rng.randrange(1, 5))]
-                        payloads = [struct.pack("<q", value).ljust(200, b"\0") for value in values]
-                        told = await group.propose_all(payloads, loop.time() + 1.0)
-                        outcomes = zip(values, told, strict=True)
-                        acknowledged.extend(value for value, one in outcomes if not isinstance(one, GoStoreError))
-                    else:
-                        value = next(numbers)
-                        await group.propose(struct.pack("<q", value).ljust(200, b"\0"), loop.time() + 1.0)
-                        acknowledged.append(value)
-                except GoStoreError:
-                    pass
-
-        async def mover(name: str) -> None:
-            loop = asyncio.get_running_loop()
-            while True:
-                await asyncio.sleep(rng.uniform(0.2, 0.6))
-                group = cluster.group(name)
-                voters, learners = group.configuration.voters, group.configuration.learners
-                try:
-                    if "n" in (others := "".join(rng.sample(names, 1))) and others not in voters and not learners:
-                        await group.change(voters, (others,), loop.time() + 1.0)
-                    elif learners and group.caught_up(learners[0]):
-                        kept = rng.sample(voters, 2)
-                        await group.change((*kept, learners[0]), (), loop.time() + 1.0)
-                        done["changes"] += 1
-                    removed = group.settled and name not in group.configuration.members
-                    if removed and group.last.index and group.configuration.voters:
-                        await group.clear()
-                        done["cleared"] += 1
-                except GoStoreError:
-                    pass
-
-        original = cluster._main
-
-        async def main(node: SimNode) -> None:
-            await original(node)
-            node.spawn(client(node.name), name="client")
-            node.spawn(mover(node.name), name="mover")
-
-        for node in world.nodes.values():
-            node.main = main
-            cluster.restart(node.name)
-        end_s = world.now + STORM_S
-        while world.now < end_s:
-            world.run_for(rng.uniform(0.1, 1.0))
-            victim, fault = rng.choice(names), rng.randrange(6)
-            done[f"fault {fault}"] += 1
-            if fault == 0 and len(cluster.running()) == 5:
-                world.crash(victim)
-            elif fault == 1 and len(cluster.running()) == 5:
-                world.power_cut(victim)
-            elif fault == 2:
-                world.net.partition([victim], [name for name in names if name != victim])
-            elif fault == 3:
-                for pair in itertools.permutations(names, 2):
-                    world.net.links.set(*pair, loss=0.05, duplicate=0.1, reorder=0.2)
-            else:
-                world.net.heal()
-            for node in world.nodes.values():
-                if node.state == "down" and node.name in names and rng.random() < 0.5:
-                    cluster.restart(node.name)
-        world.net.heal()
-        for node in list(world.nodes.values()):
-            if node.state == "down":
-                cluster.restart(node.name)
-        leader = cluster.wait_leader()
-        world.run_for(3.0)
-        leader = cluster.wait_leader()
-        members = cluster.group(leader).configuration.members
-        cluster.wait_equal(members)
-        values = cluster.machines[leader][0].values
-        assert len(set(values)) == len(values)
-        missing = set(acknowledged) - set(values)
-        assert not missing, f"lost: {sorted(missing)}"
-        for before, read in seen:
-            assert read == values[: len(read)], "a read of another history"
-            assert set(acknowledged[:before]) <= set(read), "a stale read"
-        leaders: dict[int, str] = {}
-        for event in cluster.events:
-            if event.kind == "raft_leader":
-                assert leaders.setdefault(event.data["term"], event.node) == event.node, "two leaders in a term"
-            assert event.kind != "task_failed", event.data
-            done[event.kind] += 1
-        done["acknowledged"] += len(acknowledged)
-        done["reads"] += len(seen)
-        errors = [error for loop in world.scheduler.loops for error in loop.errors]
-        assert not errors, errors
-        return done, world.trace.sha256
-
-
-def test_storms() -> None:
-    total: Counter[str] = Counter()
-    for seed in range(6):
-        total += storm(seed)[0]
-    assert total["acknowledged"] > 1_000
-    assert total["reads"] > 200
-    for what in ("changes", "cleared", "raft_snapshot"):
-        assert total[what] >= 5, total
-    assert total["raft_leader"] >= 20
-
-
-def test_a_storm_is_a_function_of_its_seed() -> None:
-    assert storm(3) == storm(3)
