@@ -61,7 +61,12 @@ def checked_key(key: Any) -> str:
 
 
 class Holder:
-    """The chunks that this node holds. ``on_stored`` and ``on_corrupt`` are told a chunk's name (:mod:`.repair`)."""
+    """The chunks that this node holds.
+
+    ``on_stored``: told the name of a new chunk, and whether the view is another than that of whoever sent it;
+    ``on_corrupt``: the name of a damaged one (:mod:`.repair`). ``on_loose``: told that a chunk is here which somebody
+    wanted to remove while it was still being stored (:mod:`.collector`).
+    """
 
     def __init__(self, env: Env, blobs: Blobs, epoch: Callable[[], int]) -> None:
         """``epoch``: that of this node's view."""
@@ -75,8 +80,10 @@ class Holder:
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self._lent: dict[str, int] = {}
         self._arriving: dict[str, int] = {}
-        self.on_stored: Callable[[str], None] = lambda _key: None
+        self._loose: dict[str, None] = {}
+        self.on_stored: Callable[[str, bool], None] = lambda _key, _outdated: None
         self.on_corrupt: Callable[[str], None] = lambda _key: None
+        self.on_loose: Callable[[], None] = lambda: None
         self.removed = 0
 
     def mark(self) -> int:
@@ -129,19 +136,25 @@ class Holder:
         figures = self._blobs.statistics()
         return figures["blobs"], figures["bytes"]
 
-    async def put(self, key: str, data: bytes) -> bool:
-        """Store a chunk; synced when it returns. False: it was here.
+    async def put(self, key: str, data: bytes, epoch: int | None = None) -> bool:
+        """Store a chunk; synced when it returns. False: it was here. ``epoch``: the sender's (None: this node's own).
 
         Raises ``Corrupt`` when name and data differ, ``Unavailable`` when the disk is full or fails.
         """
-        with _counted(self._arriving, key):
-            while (leaving := self._leaving.get(key)) is not None:
-                await asyncio.shield(leaving)
-            self._touch(key)
-            new = await self._blobs.put(key, data)
+        epoch = self._epoch() if epoch is None else epoch
+        try:
+            with _counted(self._arriving, key):
+                while (leaving := self._leaving.get(key)) is not None:
+                    await asyncio.shield(leaving)
+                self._touch(key)
+                new = await self._blobs.put(key, data)
+        finally:
+            if key in self._loose and key not in self._arriving:
+                del self._loose[key]
+                self.on_loose()
         if new:
             self._env.events.publish("chunk_stored", chunk=key, bytes=len(data))
-            self.on_stored(key)
+            self.on_stored(key, epoch != self._epoch())
         return new
 
     def get(self, key: str) -> bytes:
@@ -156,6 +169,8 @@ class Holder:
 
     async def remove(self, key: str, mark: int) -> bool:
         """Remove a chunk; False when it is not here, is lent, was touched after ``mark``, or the node is behind."""
+        if key in self._arriving:
+            self._loose[key] = None
         if not self.has(key) or key in self._lent or self._touched.get(key, 0) > mark or self.behind:
             return False
         with self._gone(key):
@@ -223,7 +238,7 @@ class ChunkService:
     async def put(self, call: Call, key: str, repair: bool = False) -> bool:
         """Hold the chunk ``key``, whose bytes are the call's data; synced when answered. False: it was here."""
         self._holder.heard(call.epoch)
-        new = await self._holder.put(checked_key(key), bytes(call.data))
+        new = await self._holder.put(checked_key(key), bytes(call.data), call.epoch)
         if new and repair:
             self._env.events.publish("chunk_copied", chunk=key, source=call.source, bytes=len(call.data))
         return new

@@ -27,12 +27,14 @@ came after the mark, and (4) spares the chunk. A crash of anybody leaves chunks 
 them. Nothing here reads a clock, and several collections may run at the same time.
 
 A chunk that is still being stored (its disk stalls; its writer went on with a majority, and the file is deleted by now)
-cannot be removed, so it counts as *kept*, and a collection that kept something is repeated. Nor does a copy escape that
+cannot be removed, so it counts as *kept*, and a collection that kept something is repeated, for a while; and its node
+wishes for another when it is there. Nor does a copy escape that
 repair makes meanwhile of a chunk which nothing references: when it arrives after its new holder was listed, its source
 was lent or touched after the mark, so the source is kept.
 
 What a node that is not reached holds stays until a later collection: one runs whenever a node comes online that holds
-something, and when one goes (what it was writing is nobody's).
+something, when one goes (what it was writing is nobody's), when a writer stopped waiting for a put that may arrive yet,
+and when what became of a commit in doubt is settled.
 """
 
 from __future__ import annotations
@@ -61,23 +63,26 @@ NODE_TIMEOUT_S: Final = 10.0
 COLLECT_DELAY_S: Final = 0.2
 """Pause between a wish and the collection, so that many deletions share one."""
 COLLECT_SHARE: Final = 4
-"""A collection that took t is followed by a pause of four times t: at most a fifth of the time goes into it."""
-COLLECT_RETRIES_MAX: Final = 8
-"""Attempts after a collection that did not reach everybody; the pause doubles from half a second."""
-COLLECT_RETRY_S: Final = 0.5
+"""A collection that read db for t is followed by a pause of four times t: at most a fifth of the time goes into it."""
+COLLECT_ATTEMPTS_MAX: Final = 8
+"""Attempts to reach everybody and to find nothing in use."""
+COLLECT_RETRY_S: Final = (0.5, 8.0)
+"""Pause between attempts: from, doubling, to. A new wish ends it."""
 NAMED_MAX: Final = 20
 """Chunks that a check names of each kind; all are counted."""
 
 
 @dataclass(slots=True)
 class Collected:
-    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part."""
+    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``read_s``: how long
+    db was read."""
 
     chunks: int = 0
     bytes: int = 0
     kept: int = 0
     intents: int = 0
     unreached: list[str] = field(default_factory=list)
+    read_s: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -122,28 +127,38 @@ class Collector:
             await asyncio.sleep(COLLECT_DELAY_S)
             self._running = True
             try:
-                took_s = await self._collect_and_retry()
+                read_s = await self._collect_and_retry()
             finally:
                 self._running = False
-            await asyncio.sleep(took_s * COLLECT_SHARE)
+            await asyncio.sleep(read_s * COLLECT_SHARE)
 
     async def _collect_and_retry(self) -> float:
-        """A collection, repeated until everybody took part and nothing was in use; how long the last one took."""
-        loop = asyncio.get_running_loop()
-        took_s = 0.0
-        for attempt in range(COLLECT_RETRIES_MAX):
+        """A collection, repeated until everybody took part and nothing was in use, or there is a new wish; how long the
+        last one read db."""
+        read_s = 0.0
+        pause_s, pause_max_s = COLLECT_RETRY_S
+        for attempt in range(1, COLLECT_ATTEMPTS_MAX + 1):
             # Before it begins: a wish from now on may not be served by it.
             self._wanted.clear()
-            begun_s = loop.time()
             try:
                 done = await self.collect()
-                took_s = loop.time() - begun_s
+                read_s = done.read_s
                 if not done.unreached and not done.kept:
                     break
             except GoStoreError as error:
                 self._env.log.info("collection: %s", error)
-            await asyncio.sleep(COLLECT_RETRY_S * 2**attempt)
-        return took_s
+            if attempt == COLLECT_ATTEMPTS_MAX or await self._wished_within(pause_s):
+                break
+            pause_s = min(2 * pause_s, pause_max_s)
+        return read_s
+
+    async def _wished_within(self, pause_s: float) -> bool:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wanted.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # --- collecting
 
@@ -156,7 +171,10 @@ class Collector:
         marks = await self._ask_all(view.online, self._mark, done)
         held = await self._ask_all(tuple(marks), lambda node: self._names(node, arriving=True), done)
         if any(held.values()):
+            loop = asyncio.get_running_loop()
+            begun_s = loop.time()
             referenced = await self._referenced()
+            done.read_s = loop.time() - begun_s
             if self._cls.view.version != view.version:
                 raise Fenced("the view changed during the collection; nothing was removed")
             for node, keys in held.items():

@@ -284,16 +284,17 @@ class Tree:
 
         return await self._retry(attempt, names)
 
-    async def remove(self, path: str, *, recursive: bool = False) -> Removed:
+    async def remove(self, path: str, *, recursive: bool = False, removed: Removed | None = None) -> Removed:
         """Remove a file or directory. Raises ``NotFound``, ``NotEmpty`` (nothing happened), ``BadRequest`` (root).
 
-        A recursive removal that fails on the way has removed a part; calling it again goes on.
+        A recursive removal that fails on the way has removed a part, which ``removed`` then tells; calling it again
+        goes on.
         """
         names = self.parts(path)
         if not names:
             raise BadRequest("the root cannot be deleted; delete what is in it")
         await self.ready()
-        removed = Removed()
+        removed = Removed() if removed is None else removed
 
         async def attempt() -> None:
             parent_id, header, version = await self._find(names)

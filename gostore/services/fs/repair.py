@@ -15,8 +15,9 @@ Each node looks after the chunks that it holds, and nobody plans for others. On 
 * What could not be done stays pending for the next pass, after a pause; a new view begins anew with everything. After
   :data:`PASSES_MAX` passes repair rests until the next view; ``pending`` shows that something is left.
 
-Chunks that come in while this node is no owner (a writer with an older view), and chunks that a writer could not bring
-to all owners, become pending one by one.
+Chunks that come in while this node is no owner, or across a change of view (their writer had an older one, in which
+fewer nodes were online, or it changed while the disk was slow), and chunks that a writer could not bring to all owners,
+become pending one by one.
 
 Why no copy is removed too many: a node removes a surplus copy only if *all* owners of its view V confirmed theirs while
 they had the same view V, this node still has V, and nobody touched its copy since it began to ask. An owner that
@@ -122,13 +123,13 @@ class Repair:
         self._pending[key] = None
         self._wake.set()
 
-    def _stored(self, key: str) -> None:
-        """A chunk came in: whoever sent it may have had another view."""
+    def _stored(self, key: str, outdated: bool) -> None:
+        """A chunk came in. Whoever sent it may have had another view, and so other owners in mind."""
         try:
             mine = self._peers.name in owners_of(self._cls.view, key)
         except GoStoreError:  # a placement that raises: the passes will tell
             mine = False
-        if not mine:
+        if outdated or not mine:
             self.consider(key)
 
     # --- copies
@@ -258,7 +259,7 @@ class Repair:
         try:
             data = self._holder.get(key)
             with self._holder.lent(key):
-                await self._peers.call(owner, "chunks", "put", key, True, data=data, timeout_s=COPY_TIMEOUT_S)
+                await self._replicas.put_on(owner, key, data, timeout_s=COPY_TIMEOUT_S, repair=True)
         except GoStoreError as error:
             self._env.log.info("repair: chunk %s to %s: %s", key, owner, error)
             return

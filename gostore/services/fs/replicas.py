@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from gostore.core.errors import Corrupt, GoStoreError, NotFound, Unavailable
@@ -41,6 +41,8 @@ class Replicas:
         self._peers = peers
         self._cls = cls
         self._holder = holder
+        self.on_abandoned: Callable[[], None] = lambda: None
+        """Told when nobody waits for the answer to a put any more, which may arrive still."""
 
     # --- storing
 
@@ -116,10 +118,24 @@ class Replicas:
                 held = reply.value[2]
             for (key, data), there in zip(wanted.items(), held, strict=True):
                 if not there:
-                    await self._peers.call(node, "chunks", "put", key, data=data, timeout_s=PUT_TIMEOUT_S)
+                    await self.put_on(node, key, data, timeout_s=PUT_TIMEOUT_S)
                 acks[key].append(node)
         except GoStoreError as error:
             self._env.log.info("chunks for %s: %s", node, error)
+
+    async def put_on(self, node: str, key: str, data: bytes, *, timeout_s: float, repair: bool = False) -> None:
+        """Put a chunk on another node. Raises what the node answers, and ``Timeout``.
+
+        Who does not wait for the answer leaves a request that may sit in some buffer while the network is cut, and
+        arrive when the chunk's file is deleted and all collections are over. The next request to that node says that
+        nobody waits for this one (see :mod:`gostore.comm.calls`), which is then dropped: so a collection has to follow.
+        """
+        try:
+            await self._peers.call(node, "chunks", "put", key, repair, data=data, timeout_s=timeout_s)
+        except BaseException as error:
+            if not (isinstance(error, GoStoreError) and error.definite):
+                self.on_abandoned()
+            raise
 
     # --- fetching
 

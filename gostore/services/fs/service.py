@@ -79,6 +79,7 @@ class FsService:
             env, config.fs, self._transactions, self.tree, self.intents, self.replicas, self.collector
         )
         self._sessions = Sessions(self._shop)
+        self._transactions.on_sealed = self.replicas.on_abandoned = self.holder.on_loose = self.collector.want
         endpoint.register(
             ChunkService(env, self.holder, cls, endpoint.incarnation, self.intents.known, self.repair.consider)
         )
@@ -99,17 +100,21 @@ class FsService:
         self._unwatch()
 
     def _view_changed(self, old: View, new: View, _changes: Sequence[MemberChange]) -> None:
+        me = self._env.name
         self.repair.view_changed()
-        if self._env.name not in old.online:
+        if me not in old.online:
             self._look_around(new)
-        elif new.online[:1] == (self._env.name,) and any(name not in new.online for name in old.online):
+        # A view may skip the epoch in which somebody was offline: then it shows him in another life.
+        stayed = [name for name in old.online if name in new.online and _life(old, name) == _life(new, name)]
+        first = next((name for name in new.online if name == me or name in stayed), "")
+        if first == me and len(stayed) < len(old.online):
             # Somebody has gone, perhaps in the middle of a write; one of those left cleans up behind him.
             self.collector.want()
 
     def _look_around(self, view: View) -> None:
         """This node is online now: what it holds may have been deleted while it was not."""
         self.repair.view_changed()
-        if self._env.name in view.online and self.holder.keys():
+        if self._env.name in view.online and self.holder.keys(arriving=True):
             self.collector.want()
 
     def status(self) -> dict[str, Any]:
@@ -124,6 +129,8 @@ class FsService:
             unsettled.append(f"repair: {repair.missing} copies are missing, {repair.pending} chunks to look at")
         if not self.collector.idle:
             unsettled.append("collector: chunks wait to be collected")
+        if self._transactions.sealing:
+            unsettled.append(f"commits: nobody knows yet what became of {self._transactions.sealing}")
         return {
             "chunks": chunks,
             "bytes": size_bytes,
@@ -168,9 +175,12 @@ class FsService:
         return header
 
     async def remove(self, path: str, *, recursive: bool = False) -> Removed:
-        removed = await self.tree.remove(path, recursive=recursive)
-        if removed.chunks:
-            self.collector.want()
+        removed = Removed()
+        try:
+            await self.tree.remove(path, recursive=recursive, removed=removed)
+        finally:
+            if removed.chunks:
+                self.collector.want()
         self._counts["deletes"] += 1
         self._env.events.publish("fs_delete", path=path, entries=removed.entries)
         return removed
@@ -346,3 +356,7 @@ class FsService:
     async def check(self, call: Call) -> dict[str, Any]:
         """Count files, chunks, and what is wrong with them: see :meth:`.collector.Collector.check`."""
         return await self.collector.check()
+
+
+def _life(view: View, name: str) -> int:
+    return view.members[name].incarnation

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from gostore.core.errors import Conflict, GoStoreError
-from gostore.core.keyvalue import Committed, KeyValue, Read, RequestId, Write
+from gostore.core.keyvalue import Committed, KeyValue, PointRead, Read, RequestId, Write
 from gostore.env import Env
 
 T = TypeVar("T")
@@ -19,6 +20,13 @@ BACK_OFF_S: Final = 0.002
 BACK_OFF_S_MAX: Final = 0.1
 COMMIT_REPEATS_MAX: Final = 3
 """Repeats, under one request id, of a commit whose outcome is unknown."""
+SEALS_MAX: Final = 1024
+"""Commits in doubt that one node seals at a time; what more leave behind waits for a collection of other causes."""
+SEAL_ATTEMPTS_MAX: Final = 8
+"""Attempts to seal one; the pause doubles from :data:`SEAL_PAUSE_S`: half a minute of pauses."""
+SEAL_PAUSE_S: Final = 0.25
+NEVER: Final = 2**62
+"""A version that no object has."""
 
 
 class Transactions:
@@ -29,7 +37,15 @@ class Transactions:
         self._kv = kv
         self._client = client
         self._sequence = 0
+        self._sealing = 0
         self.conflicts = 0
+        self.on_sealed: Callable[[], None] = lambda: None
+        """Told when a commit, whose caller does not know what became of it, will do nothing more."""
+
+    @property
+    def sealing(self) -> int:
+        """Commits in doubt that are being sealed."""
+        return self._sealing
 
     async def commit(self, reads: Sequence[Read], writes: Sequence[Write]) -> Committed:
         """Commit, repeating while the outcome is unknown.
@@ -39,18 +55,51 @@ class Transactions:
         """
         request_id = self.new_request()
         doubt: GoStoreError | None = None
-        for _ in range(COMMIT_REPEATS_MAX + 1):
-            try:
-                return await self._kv.commit(reads, writes, request_id=request_id, repeated=doubt is not None)
-            except Conflict:
-                raise
-            except GoStoreError as error:
-                if doubt is None:
-                    if error.definite:
-                        raise
-                    doubt = error
+        try:
+            for _ in range(COMMIT_REPEATS_MAX + 1):
+                try:
+                    return await self._kv.commit(reads, writes, request_id=request_id, repeated=doubt is not None)
+                except Conflict:
+                    raise
+                except GoStoreError as error:
+                    if doubt is None:
+                        if error.definite:
+                            raise
+                        doubt = error
+        except asyncio.CancelledError:
+            self._seal_later(request_id, writes)
+            raise
         assert doubt is not None, "only a doubt is repeated"
+        self._seal_later(request_id, writes)
         raise doubt
+
+    def _seal_later(self, request_id: RequestId, writes: Sequence[Write]) -> None:
+        if not writes or self._sealing >= SEALS_MAX:
+            return
+        with contextlib.suppress(RuntimeError):  # the node is stopping
+            self._env.tasks.start(self._seal(request_id, writes[0]), name="seal a commit in doubt")
+
+    async def _seal(self, request_id: RequestId, write: Write) -> None:
+        """End a commit in doubt: have something that cannot hold committed under its request id, so that either that
+        was first, or the commit was. Else it could still happen after a collection that thought it had not.
+
+        Whichever shard coordinates a transaction is that of its first write, so both meet in one log.
+        """
+        self._sealing += 1
+        try:
+            impossible = PointRead(write.container, write.key, NEVER)
+            for attempt in range(SEAL_ATTEMPTS_MAX):
+                try:
+                    await self._kv.commit([impossible], [], request_id=request_id, repeated=True)
+                    return
+                except Conflict:
+                    return
+                except GoStoreError as error:
+                    self._env.log.info("a commit stays in doubt: %s", error)
+                await asyncio.sleep(SEAL_PAUSE_S * 2**attempt)
+        finally:
+            self._sealing -= 1
+            self.on_sealed()
 
     async def retry(self, attempt: Callable[[], Awaitable[T]], what: str, conflicted: Callable[[], None]) -> T:
         """Run an attempt until it does not conflict, at most :data:`CONFLICT_RETRIES_MAX` times.

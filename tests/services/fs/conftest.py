@@ -99,7 +99,7 @@ class FakeKeyValue:
         self.objects: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.separators: dict[str, str | None] = {}
         self.index = [0] * SHARDS
-        self.outcomes: dict[RequestId, Committed] = {}
+        self.outcomes: dict[RequestId, Committed | Conflict] = {}
         self.before: Callable[[str, Any], Any] = lambda _operation, _details: None
         self.after: Callable[[Any], None] = lambda _writes: None
         self.commits = 0
@@ -186,9 +186,17 @@ class FakeKeyValue:
         await self._turns()
         await self._hook("commit", writes)
         if request_id is not None and request_id in self.outcomes:
-            return self.outcomes[request_id]
-        for read in reads:
-            self._validate(read)
+            known = self.outcomes[request_id]
+            if isinstance(known, Conflict):
+                raise known
+            return known
+        try:
+            for read in reads:
+                self._validate(read)
+        except Conflict as error:
+            if request_id is not None:
+                self.outcomes[request_id] = error
+            raise
         shards = sorted({self.shard(write.container, write.key) for write in writes})
         for shard in shards:
             self.index[shard] += 1

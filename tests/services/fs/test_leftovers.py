@@ -1,0 +1,342 @@
+"""What failures leave behind goes without anybody asking: chunks, intents, and copies that lack."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gostore.core.errors import Conflict, Timeout, Unavailable
+from gostore.core.keyvalue import Write
+from gostore.services.fs.directory import REMOVE_PAGE
+from gostore.services.fs.peers import owners_of
+from gostore.services.fs.transactions import COMMIT_REPEATS_MAX, SEAL_ATTEMPTS_MAX, Transactions
+from gostore.sim import simulate
+
+
+def blob(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def assert_clean(cluster: Any, *, chunks: int = 0) -> None:
+    check = await cluster.ask("n1", "check")
+    assert check["chunks"] == chunks
+    assert {check[what] for what in ("orphans", "intents", "lost", "under_replicated")} == {0}
+
+
+class Lost:
+    """The network between fs and db, for one commit: its request or its answer is lost, and all that repeat it."""
+
+    def __init__(self, kv: Any, operation: str, container: str, *, happens: bool) -> None:
+        self._operation = (operation, container)
+        self._happens = happens
+        self._left = COMMIT_REPEATS_MAX + 1
+        kv.before, kv.after = self.before, self.after
+
+    def _meant(self, writes: Any) -> bool:
+        return self._left > 0 and any((write.operation, write.container) == self._operation for write in writes)
+
+    def before(self, what: str, writes: Any) -> None:
+        if what == "commit" and self._meant(writes) and (not self._happens or self._left <= COMMIT_REPEATS_MAX):
+            self._left -= 1
+            raise Timeout("the request was lost")
+
+    def after(self, writes: Any) -> None:
+        if self._meant(writes):
+            self._left -= 1
+            raise Timeout("the answer was lost")
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_commit_in_doubt_is_settled_for_ever(kit: SimpleNamespace, happens: bool) -> None:
+    """Whatever comes to the log later under its request id: it happened before, or it never will."""
+
+    async def main() -> None:
+        kv, env, sealed = kit.FakeKeyValue(), kit.make_env("n1"), asyncio.Event()
+        await kv.create_container("c")
+        transactions = Transactions(env, kv, "me")
+        transactions.on_sealed = sealed.set
+        write = Write("set", "c", "k", 1)
+        Lost(kv, "set", "c", happens=happens)
+        with pytest.raises(Timeout):
+            await transactions.commit([], [write])
+        await sealed.wait()
+        assert transactions.sealing == 0
+        assert kv.values("c") == ({"k": 1} if happens else {})
+        (request_id,) = kv.outcomes
+        if happens:
+            await kv.commit([], [write], request_id=request_id)
+        else:
+            with pytest.raises(Conflict):  # the attempt that was on its way all the time
+                await kv.commit([], [write], request_id=request_id)
+            assert kv.values("c") == {}
+
+    kit.run(main)
+
+
+def test_a_commit_whose_caller_went_away_is_settled_too(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        kv, env, sealed = kit.FakeKeyValue(), kit.make_env("n1"), asyncio.Event()
+        await kv.create_container("c")
+        transactions = Transactions(env, kv, "me")
+        transactions.on_sealed = sealed.set
+        asked = asyncio.Event()
+
+        def before(what: str, writes: Any) -> Any:
+            if what == "commit" and writes:
+                asked.set()
+                return asyncio.Event().wait()
+            return None
+
+        kv.before = before
+        commit = asyncio.ensure_future(transactions.commit([], [Write("set", "c", "k", 1)]))
+        await asked.wait()
+        commit.cancel()
+        await sealed.wait()
+        assert len(kv.outcomes) == 1
+
+    kit.run(main)
+
+
+def test_sealing_is_given_up_when_db_does_not_answer(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        kv, env, sealed = kit.FakeKeyValue(), kit.make_env("n1"), asyncio.Event()
+        await kv.create_container("c")
+        transactions = Transactions(env, kv, "me")
+        transactions.on_sealed = sealed.set
+        seals = []
+
+        def before(what: str, writes: Any) -> None:
+            if what == "commit":
+                seals.extend([0] * (not writes))
+                raise Timeout("nobody answers")
+
+        kv.before = before
+        with pytest.raises(Timeout):
+            await transactions.commit([], [Write("set", "c", "k", 1)])
+        await sealed.wait()
+        assert (len(seals), transactions.sealing) == (SEAL_ATTEMPTS_MAX, 0)
+
+    kit.run(main)
+
+
+@pytest.mark.parametrize("happens", [True, False])
+@pytest.mark.parametrize("what", ["delete", "inline overwrite", "overwrite", "intent"])
+def test_an_operation_whose_outcome_is_unknown_leaves_nothing(kit: SimpleNamespace, what: str, happens: bool) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            if what != "intent":
+                await cluster.ask("n2", "write", "/f", data=blob(10_000))
+            else:
+                await cluster.ask("n2", "mkdir", "/d")
+            await cluster.settle()
+            operation = "delete" if what == "delete" else "set"
+            Lost(cluster.kv, operation, "fs.intents" if what == "intent" else "fs", happens=happens)
+            data = {"inline overwrite": b"small", "overwrite": blob(9000, 2), "intent": blob(9000, 2)}.get(what, b"")
+            function = "delete" if what == "delete" else "write"
+            with pytest.raises(Timeout):
+                await cluster.ask("n2", function, "/d/g" if what == "intent" else "/f", data=data)
+            await cluster.settle()
+            # An overwrite in doubt gives its intent up; its header can no longer be committed unless it was already.
+            kept = 3 if what != "intent" and (not happens or what == "overwrite") else 0
+            await assert_clean(cluster, chunks=kept)
+
+    kit.run(main)
+
+
+def test_a_recursive_removal_that_fails_on_the_way_frees_what_it_removed(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for number in range(REMOVE_PAGE + 10):
+                await cluster.ask("n2", "write", f"/d/{number:04}", data=blob(100, number))
+            await cluster.settle()
+            deletions = 0
+
+            def before(operation: str, writes: Any) -> None:
+                nonlocal deletions
+                if operation == "commit" and any((w.operation, w.container) == ("delete", "fs") for w in writes):
+                    deletions += 1
+                    if deletions > 1:
+                        raise Unavailable("no quorum")
+
+            cluster.kv.before = before
+            with pytest.raises(Unavailable):
+                await cluster.ask("n2", "delete", "/d", True)
+            cluster.kv.before = lambda *_: None
+            await cluster.settle()
+            left = len((await cluster.ask("n1", "list", "/d"))["children"])
+            assert 0 < left < REMOVE_PAGE + 10
+            await assert_clean(cluster, chunks=left)
+
+    kit.run(main)
+
+
+def test_a_chunk_that_arrives_when_all_collections_gave_up_is_collected_after_all(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(4096)
+            key = hashlib.sha256(data).hexdigest()
+            slow = next(name for name in owners_of(cluster.view, key) if name != "n1")
+            holder, disk, goes_on = cluster.nodes[slow].fs.holder, cluster.disks[slow], asyncio.Event()
+            put, puts = disk.put, []
+
+            async def put_slowly(*args: Any) -> Any:
+                await goes_on.wait()
+                return await put(*args)
+
+            def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
+                if function != "put" or to != slow:
+                    return None
+                puts.append(asyncio.create_task(holder.put(key, data)))  # the caller's patience does not end it
+                return asyncio.Event().wait()
+
+            disk.put, cluster.before_call = put_slowly, call
+            await cluster.ask("n1", "write", "/f", data=data)
+            await cluster.ask("n1", "delete", "/f")
+            await cluster.settle()
+            assert puts
+            assert not cluster.copies(key)
+            goes_on.set()
+            await asyncio.gather(*puts)
+            assert cluster.copies(key) == [slow]
+            await cluster.settle()
+            await assert_clean(cluster)
+
+    kit.run(main)
+
+
+def test_a_wish_ends_the_pause_between_attempts(kit: SimpleNamespace) -> None:
+    """One node cannot be reached; what is deleted meanwhile, and what then can be, does not wait for eight attempts."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            await cluster.ask("n2", "write", "/f", data=blob(10_000))
+            await cluster.settle()
+            collector, paused = cluster.nodes["n2"].fs.collector, asyncio.Event()
+            collect, attempts = collector.collect, []
+
+            async def failing() -> Any:
+                attempts.append(asyncio.get_running_loop().time())
+                if len(attempts) == 6:
+                    asyncio.get_running_loop().call_soon(paused.set)
+                if len(attempts) <= 6:
+                    raise Unavailable("no quorum")
+                return await collect()
+
+            collector.collect = failing
+            collector.want()
+            await paused.wait()
+            await cluster.ask("n2", "delete", "/f")
+            await cluster.settle()
+            await assert_clean(cluster)
+            pauses = [after - before for before, after in itertools.pairwise(attempts)]
+            assert pauses[5] < pauses[4], "in virtual time"
+
+    kit.run(main)
+
+
+def test_a_writer_that_died_and_is_back_before_a_view_shows_it_is_cleaned_up_after(kit: SimpleNamespace) -> None:
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = next(
+                data
+                for data in (blob(4096, seed) for seed in range(100))
+                if "n2" not in owners_of(cluster.view, hashlib.sha256(data).hexdigest())
+            )
+            stored = asyncio.Event()
+
+            def before(operation: str, writes: Any) -> Any:
+                if operation == "commit" and any(
+                    write.container == "fs" and write.key.endswith("f") for write in writes
+                ):
+                    stored.set()
+                    return asyncio.Event().wait()
+                return None
+
+            cluster.kv.before = before
+            write = asyncio.ensure_future(cluster.ask("n2", "write", "/f", data=data))
+            await stored.wait()
+            await cluster.kill("n2")
+            write.cancel()
+            await asyncio.gather(write, return_exceptions=True)
+            cluster.kv.before = lambda *_: None
+            await cluster.start("n2")
+            cluster.online(*cluster.names)
+            await cluster.settle()
+            await assert_clean(cluster)
+
+    kit.run(main)
+
+
+def test_a_chunk_that_is_stored_while_an_owner_comes_online_gets_its_copy_there(kit: SimpleNamespace) -> None:
+    """Two nodes were online when it was sent, three when it was on their disks; repair had looked at all in between."""
+
+    async def main() -> None:
+        async with kit.Cluster(nodes=3) as cluster:
+            cluster.online("n1", "n2")
+            await cluster.settle()
+            goes_on, begun = asyncio.Event(), asyncio.Barrier(3)
+            for name in ("n1", "n2"):
+                disk = cluster.disks[name]
+
+                async def put_slowly(*args: Any, put: Any = disk.put) -> Any:
+                    await begun.wait()
+                    await goes_on.wait()
+                    return await put(*args)
+
+                disk.put = put_slowly
+            write = asyncio.ensure_future(cluster.ask("n1", "write", "/f", data=blob(4096)))
+            await begun.wait()
+            cluster.online("n1", "n2", "n3")
+            await cluster.settle()
+            goes_on.set()
+            await write
+            await cluster.settle()
+            await assert_clean(cluster, chunks=1)
+
+    kit.run(main)
+
+
+def test_a_put_that_comes_out_of_a_cut_connection_after_its_file_is_deleted_is_not_stored() -> None:
+    """Its writer had stopped waiting; it lay in a buffer of TCP all the time."""
+
+    async def main(cluster: Any) -> None:
+        await cluster.wait_settled()
+
+        async def find(number: int, *also: str) -> tuple[int, list[str]]:
+            """Content of one chunk, of which n4 holds no copy, but those also."""
+            for seed in range(number, number + 1000):
+                await cluster.fs.write("/f", blob(20_000, seed), via="n4")
+                (chunk,) = (await cluster.fs.stat("/f"))["place"]["chunks"]
+                await cluster.fs.delete("/f")
+                if "n4" not in chunk["owners"] and set(also) <= set(chunk["owners"]):
+                    return seed, chunk["owners"]
+            raise AssertionError("no such content")
+
+        seed, owners = await find(0)
+        last = owners[2]
+        await find(1000, last)  # the connection to it is open now
+        other = next(name for name in cluster.nodes if name not in (last, "n4"))
+        await cluster.wait_settled()
+        fault = await cluster.faults.isolate(last)
+
+        async def heal() -> None:
+            await asyncio.sleep(1.5)  # virtual time: after the writer's patience, before the node is expelled
+            await cluster.faults.heal(fault)
+
+        healed = asyncio.ensure_future(heal())
+        await cluster.fs.write("/f", blob(20_000, seed), via="n4")
+        await cluster.fs.delete("/f", via=other)
+        await healed
+        await cluster.wait_settled()
+        await asyncio.sleep(60)  # virtual time: whatever is on its way arrives
+        check = await cluster.fs.check()
+        assert (check["files"], check["orphans"], check["intents"]) == (0, 0, 0)
+
+    with simulate(5, seed=1) as cluster:
+        cluster.run(main(cluster))
