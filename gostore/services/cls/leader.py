@@ -121,13 +121,14 @@ class Leader:
             self._deaths = []
             self._refuse(NotOwner(f"{cls.name} is not the master", owner=None))
             return
-        self._look_for_the_dead()
+        look_s = self._look_for_the_dead()
         if not await self._decide_all():
             self.wake()
             return
         if cls.next_group() is not None and self._master.may_seat(cls.committed):
             cls.background("masters", self._change_group())
-        self._set_alarm(self._master.due_s(cls.committed, cls.now_s()))
+        due_s = self._master.due_s(cls.committed, cls.now_s())
+        self._set_alarm(min((when_s for when_s in (look_s, due_s) if when_s is not None), default=None))
 
     async def _decide_all(self) -> bool:
         """Commit event after event until nothing is left to decide; false when this node leads no longer.
@@ -137,7 +138,7 @@ class Leader:
         cls = self._cls
         while cls.leads:
             batch, self._requests = self._requests[:BATCH_MAX], self._requests[BATCH_MAX:]
-            deaths, self._deaths = self._deaths, []
+            deaths = self._take_deaths()
             own = [] if cls.is_member or cls.is_gone else [cls.join_request()]
             plan = self._plan([*own, *deaths, *(request for request, _ in batch)])
             if plan.event is not None:
@@ -172,10 +173,24 @@ class Leader:
 
     # the dead
 
-    def _look_for_the_dead(self) -> None:
+    def _look_for_the_dead(self) -> float | None:
+        """When to look again; ``None``: nobody was found dead, or a last call runs, whose end wakes the leader."""
         dead = self._cls.found_dead()
-        if dead and self._cls.now_s() >= self._pause_until_s:
-            self._cls.background("last-call", self._last_call(dead))
+        if not dead:
+            return None
+        if self._cls.now_s() < self._pause_until_s:
+            return self._pause_until_s
+        task = self._cls.background("last-call", self._last_call(dead))
+        if task is not None:
+            # Once another one may start: for those who were found dead during this one, or still are.
+            task.add_done_callback(lambda _: self.wake())
+        return None
+
+    def _take_deaths(self) -> list[Dead]:
+        """Those to be declared. Who answered after the last call, before this is decided, is not among them."""
+        dead = self._cls.found_dead()
+        deaths, self._deaths = self._deaths, []
+        return [death for death in deaths if dead.get(death.name) == death.incarnation]
 
     async def _last_call(self, dead: dict[str, int]) -> None:
         """Who was found dead and does not answer now either is to be declared so.

@@ -412,13 +412,17 @@ class ClsService:
         if self._expelled:
             self.background("rejoin", self._admission.again())
 
-    def background(self, what: str, work: Any) -> None:
-        """Run something that must not run twice at a time."""
+    def background(self, what: str, work: Any) -> asyncio.Task[None] | None:
+        """Run something that must not run twice at a time; ``None``: it runs already, or nothing does any more.
+
+        When a callback for the end of the task is called, it may run again.
+        """
         if not self.running or what in self._busy:
             work.close()
-            return
+            return None
         task = self._busy[what] = self.env.tasks.start(work, name=f"cls-{what}")
         task.add_done_callback(lambda _: self._busy.pop(what, None))
+        return task
 
     # Following
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from gostore.config import NodeConfig
 from gostore.consensus import PROFILES
 from gostore.consensus.groups import Groups
 from gostore.core.address import Address
+from gostore.core.errors import Unavailable
 from gostore.services.cls import ClsService, next_incarnation
 from gostore.sim.world import SimNode, World
 from gostore.storage import Wal
@@ -229,6 +231,110 @@ def test_an_idle_cluster_says_nothing_about_its_masters(seed: int) -> None:
         world.run_for(60.0)
         assert [cls.group.statistics() for cls in cluster.services.values()] == before
         assert [cls._groups.statistics()["casts"] for cls in cluster.services.values()] == sent
+
+
+class Barriers:
+    """In front of the read barriers of a master: the first ``failing`` fail, the others wait for :meth:`open`."""
+
+    def __init__(self, world: World, cls: ClsService, *, failing: int = 0) -> None:
+        self.failing = failing
+        self.reached = self.failed = self.passed = 0
+        self._world = world
+        self._opened = asyncio.Event()
+        self._barrier = cls.group.read_barrier
+        cls.group.read_barrier = self.pass_  # type: ignore[method-assign]
+
+    async def pass_(self, deadline_s: float) -> None:
+        self.reached += 1
+        if self.failed < self.failing:
+            self.failed += 1
+            raise Unavailable("no quorum confirmed in time")
+        late_s = -asyncio.get_running_loop().time()
+        await self._opened.wait()
+        late_s += asyncio.get_running_loop().time()
+        await self._barrier(deadline_s + late_s)
+        self.passed += 1
+
+    def open(self) -> None:
+        self._world.at(self._world.now, self._opened.set)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_last_call_that_failed_is_repeated_although_something_wakes_the_leader(seed: int) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        master = cluster.services["n1"]
+        barriers = Barriers(world, master, failing=2)
+        barriers.open()
+        world.crash("n5")
+        world.run_until(lambda: barriers.failed == 1, timeout_s=20.0, what="a last call to fail")
+        world.at(world.now, master.look_again)
+        world.run_until(lambda: barriers.failed == 2, timeout_s=20.0, what="the next one to fail")
+        world.at(world.now, master.look_again)
+        world.run_until(lambda: "n5" not in master.view.online, timeout_s=20.0, what="n5 to be expelled")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_found_dead_during_a_last_call_gets_the_next_one(seed: int) -> None:
+    """The first goes to n4, which answers when n5 has been found dead: nothing has to be decided after it."""
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        master = cluster.services["n1"]
+        call, called, answer = master.endpoint.call, [], asyncio.Event()
+
+        async def slow_call(to: Any, service: str, function: str, *args: Any, **options: Any) -> Any:
+            if function == "last_call":
+                called.append(to)
+                await answer.wait()
+            return await call(to, service, function, *args, **options)
+
+        master.endpoint.call = slow_call  # type: ignore[method-assign]
+        world.pause("n4")
+        world.run_until(lambda: "n4" in called, timeout_s=20.0, what="a last call")
+        world.resume("n4")
+        world.crash("n5")
+        world.run_until(lambda: "n5" in master.found_dead(), timeout_s=20.0, what="n5 to be found dead")
+        world.at(world.now, answer.set)
+        world.run_until(lambda: "n5" not in master.view.online, timeout_s=20.0, what="n5 to be expelled")
+        assert called[:2] == ["n4", "n5"]
+        assert "n4" in master.view.online
+
+
+def hold_a_last_call(world: World, cluster: Cluster) -> Barriers:
+    """n5 is silent until its last call is over, and answers before the master knows that it may declare it dead."""
+    barriers = Barriers(world, cluster.services["n1"])
+    world.pause("n5")
+    world.run_until(lambda: barriers.reached == 1, timeout_s=20.0, what="the last call to be over")
+    world.resume("n5")
+    world.run_until(cluster.settled, timeout_s=20.0, what="n5 to answer")
+    return barriers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_answers_right_after_a_last_call_is_not_expelled(seed: int) -> None:
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        before = set(cluster.histories)
+        hold_a_last_call(world, cluster).open()
+        world.run_for(5.0)
+        assert set(cluster.histories) == before, "somebody was expelled"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_last_call_counts_for_one_incarnation_only(seed: int) -> None:
+    """n5 has answered, is found dead once more in a later incarnation, and answers the last call for that."""
+    with World(seed) as world:
+        cluster = settled_cluster(world)
+        master, before = cluster.services["n1"], set(cluster.histories)
+        barriers = hold_a_last_call(world, cluster)
+        world.pause("n5")
+        world.run_until(lambda: "n5" in master.found_dead(), timeout_s=20.0, what="n5 to be found dead again")
+        assert master.found_dead()["n5"] > master.view.members["n5"].incarnation
+        barriers.open()
+        world.run_until(lambda: barriers.passed == 1, timeout_s=20.0, what="the first last call to end")
+        world.resume("n5")
+        world.run_for(5.0)
+        assert set(cluster.histories) == before, "somebody was expelled"
 
 
 SEEDS = (1, 2, 3, 8, 22, 26, 37, 84)
