@@ -170,8 +170,11 @@ class Groups:
         scheduled, self._scheduled = self._scheduled, True
         token = current_call.set(None)
         try:
-            self._receive(call.source, items)
-            self._turn()
+            try:
+                self._receive(call.source, items)
+            finally:
+                # Whatever one message came to: nothing else is scheduled for the groups that others have changed.
+                self._turn()
         finally:
             current_call.reset(token)
             self._scheduled = scheduled

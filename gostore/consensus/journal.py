@@ -30,7 +30,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -161,15 +161,12 @@ class Journal:
     def append(self, entries: Iterable[Entry]) -> None:
         """Raises what the node's log raises (``Unavailable``, ``TooLarge``); then nothing is changed."""
         records, size, last = [], 0, self.last
-        for term, index, kind, payload in entries:
-            assert index == last + 1, f"entry {index} behind {last}"
-            records.append((term, ENTRY, _ENTRY.pack(index, kind) + payload))
-            size += len(payload)
-            last = index
-        begin = self._next
-        self._wal.append_all(self.group, begin, records)
-        self._next += len(records)
-        self._positions.extend(range(begin, self._next))
+        for entry in entries:
+            assert entry.index == last + 1, f"entry {entry.index} behind {last}"
+            records.append(_entry_record(entry))
+            size += len(entry.payload)
+            last = entry.index
+        self._positions.extend(self._write_all(records))
         self.size_since_snapshot += size
 
     def truncate(self, index: int) -> None:
@@ -190,7 +187,8 @@ class Journal:
     def begin_compaction(self, point: Point, configuration: Configuration, tail_max: int) -> Opening:
         """A snapshot of the applied state at ``point`` follows: :meth:`add_piece` and :meth:`end_compaction`.
 
-        ``tail_max``: so many entries before it are kept at most.
+        ``tail_max``: so many entries before it are kept at most. Raises what the node's log raises: then no snapshot
+        of this replica's own is open, and nothing else has changed; what was written is skipped by the replay.
         """
         tail, size = point.index + 1, 0
         kept = list(self.entries(max(self.first, point.index - tail_max + 1), self.last))
@@ -199,15 +197,21 @@ class Journal:
             if size > TAIL_SIZE_BYTES_MAX:
                 break
             tail = entry.index
-        compaction = self._compaction = self._open(BEGIN, point, configuration)
+        self._compaction = None  # the record voids one that is open
+        compaction = self._open(BEGIN, point, configuration)
         compaction.tail = tail
-        for entry in kept[len(kept) - (self.last - tail + 1) :]:
-            self._positions[entry.index - self.first] = self._write_entry(entry)
-        if self._installation is not None:
-            parts = self._installation.parts
-            self.begin_installation(self._installation.point, self._installation.configuration)
-            for part in parts:
-                self.add_part(part)
+        entries, installation = kept[len(kept) - (self.last - tail + 1) :], self._installation
+        records = [_entry_record(entry) for entry in entries]
+        if installation is not None:
+            records.append((0, INSTALL, self._head(installation.point, installation.configuration)))
+            records += [(0, PART, part) for part in installation.parts]
+        # All or none: behind an INSTALL with some of its parts, the next one to come would not follow the last. And not
+        # in one with BEGIN: the first that waits for the disk is taken at any size.
+        written = self._write_all(records)
+        self._compaction = compaction
+        self._positions[tail - self.first :] = array("Q", written[: len(entries)])
+        if installation is not None:
+            installation.position = written[len(entries)]
         return compaction
 
     def is_open(self, compaction: Opening) -> bool:
@@ -283,18 +287,21 @@ class Journal:
         self._wal.truncate_prefix(self.group, position)
 
     def _open(self, kind: int, point: Point, configuration: Configuration) -> Opening:
+        return Opening(self._write(kind, self._head(point, configuration)), point, configuration)
+
+    def _head(self, point: Point, configuration: Configuration) -> bytes:
         hard = [self.hard.term, self.hard.vote, self.hard.commit]
-        head = [FORMAT, list(point), configuration.to_wire(), hard, list(self.tomb)]
-        return Opening(self._write(kind, _pack(head)), point, configuration)
+        return _pack([FORMAT, list(point), configuration.to_wire(), hard, list(self.tomb)])
 
-    def _write_entry(self, entry: Entry) -> int:
-        return self._write(ENTRY, _ENTRY.pack(entry.index, entry.kind) + entry.payload, entry.term)
+    def _write(self, kind: int, payload: bytes) -> int:
+        return self._write_all([(0, kind, payload)])[0]
 
-    def _write(self, kind: int, payload: bytes, term: int = 0) -> int:
-        position = self._next
-        self._wal.append(self.group, term, position, payload, kind)
-        self._next += 1
-        return position
+    def _write_all(self, records: Sequence[tuple[int, int, bytes]]) -> range:
+        """(term, kind, payload) of each; returns their positions. If it raises, none is written."""
+        begin = self._next
+        self._wal.append_all(self.group, begin, records)
+        self._next += len(records)
+        return range(begin, self._next)
 
     # replay
 
@@ -415,6 +422,10 @@ class _Replay:
         if journal.last < journal.start.index:
             raise self._wrong(f"it ends at {journal.last}, before its snapshot at {journal.start.index}")
         return self._keep_from, self._state
+
+
+def _entry_record(entry: Entry) -> tuple[int, int, bytes]:
+    return entry.term, ENTRY, _ENTRY.pack(entry.index, entry.kind) + entry.payload
 
 
 def _entry(record: Record) -> Entry:

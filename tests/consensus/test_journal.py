@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from copy import deepcopy
@@ -17,30 +18,33 @@ from gostore.consensus import journal as module
 from gostore.consensus.journal import Journal
 from gostore.consensus.pieces import FRAGMENT_SIZE_BYTES_MAX, fragments, pieces_of
 from gostore.consensus.ready import Restored
-from gostore.core.errors import Corrupt, NotSupported
+from gostore.core.errors import Corrupt, NotSupported, Unavailable
 from gostore.storage.wal import Record
 
 GROUP = 3
 
 
 class Log:
-    """The part of the node's log that a journal uses, in memory."""
+    """The part of the node's log that a journal uses, in memory. ``room``: records that it still takes."""
 
     def __init__(self, records: list[Record] | None = None) -> None:
         self.all = list(records or [])
         self.next = self.all[-1].index + 1 if self.all else 1
+        self.room: float = math.inf
 
     def last_index(self, group: int) -> int:
         return self.next - 1
 
     def append_all(self, group: int, index: int, entries: list[tuple[int, int, bytes]]) -> None:
-        for place, (term, kind, payload) in enumerate(entries, index):
-            self.append(group, term, place, payload, kind)
+        assert (group, index) == (GROUP, self.next)
+        if len(entries) > self.room:
+            raise Unavailable("the log is full")
+        self.all += [Record(group, term, place, kind, data) for place, (term, kind, data) in enumerate(entries, index)]
+        self.next += len(entries)
+        self.room -= len(entries)
 
     def append(self, group: int, term: int, index: int, payload: bytes, kind: int = 0) -> None:
-        assert (group, index) == (GROUP, self.next)
-        self.all.append(Record(group, term, index, kind, payload))
-        self.next += 1
+        self.append_all(group, index, [(term, kind, payload)])
 
     def truncate_prefix(self, group: int, index: int) -> None:
         self.all = [record for record in self.all if record.index >= index]
@@ -130,7 +134,14 @@ class Run:
             index = self.rng.randint(self.model.start.index + 1, self.model.last)
             point = Point(index, self.model.term(index))
             configuration = Configuration((f"v{index}",))
-            self.compaction = self.journal.begin_compaction(point, configuration, self.rng.randint(0, 5))
+            self.log.room = self.rng.choice([math.inf, math.inf, self.rng.randint(0, 12)])
+            try:
+                self.compaction = self.journal.begin_compaction(point, configuration, self.rng.randint(0, 5))
+            except Unavailable:
+                self.compacted = None
+                return
+            finally:
+                self.log.room = math.inf
             self.compacted = (point, configuration, [self.payload() for _ in range(self.rng.randint(0, 3))])
             self.left = list(fragments(self.compacted[2]))
 
@@ -251,6 +262,50 @@ def test_a_tail_is_kept_in_front_of_a_snapshot(monkeypatch: pytest.MonkeyPatch) 
     assert compacted(4) == 3 + 4 + 5
     monkeypatch.setattr(module, "TAIL_SIZE_BYTES_MAX", 30)
     assert compacted(10) == 3 + 3 + 5
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("room", range(8))
+def test_a_compaction_for_which_there_is_no_room_leaves_an_installation_as_it_was(room: int, repeated: bool) -> None:
+    state = [b"one", b"two", b"three", b"four"]
+    stream = b"".join(fragments(state))
+    parts = [stream[place : place + 7] for place in range(0, len(stream), 7)]
+    log = Log()
+    journal = open_journal(log)
+    journal.found(Configuration(("a",)))
+    journal.append([Entry(1, index, COMMAND, b"%d" % index) for index in range(1, 6)])
+    before = fields(open_journal(log))
+    point, configuration = Point(9, 2), Configuration(("i",))
+    journal.begin_installation(point, configuration)
+    for part in parts[:3]:
+        journal.add_part(part)
+    written, log.room = log.next, room
+    with pytest.raises(Unavailable):
+        journal.begin_compaction(Point(3, 1), configuration, 1)
+    if repeated:
+        log.room = 8  # a head, the entries 3, 4 and 5, another head, the parts
+        compaction = journal.begin_compaction(Point(3, 1), configuration, 1)
+        assert (log.room, journal.is_open(compaction)) == (0, True)
+    log.room = math.inf
+    assert [entry.index for entry in journal.entries(1, 5)] == [1, 2, 3, 4, 5]
+    for end in range(written, log.next + 1):
+        torn = Log([record for record in log.all if record.index < end])
+        again = open_journal(torn)
+        assert fields(again) == before
+        again.begin_installation(point, configuration)  # its sender has begun anew
+        for part in parts:
+            again.add_part(part)
+        assert again.end_installation() == state
+        assert fields(open_journal(torn))[1:5] == (point, configuration, [], state)
+    if repeated:
+        journal.add_piece(stream)
+        journal.drop(journal.end_compaction())  # the parts that were written first are gone
+    for part in parts[3:]:
+        journal.add_part(part)
+    assert journal.end_installation() == state
+    assert fields(open_journal(Log(log.all)))[1:5] == (point, configuration, [], state)
+    journal.drop(journal.take_drop())
+    assert fields(open_journal(Log(log.all)))[1:5] == (point, configuration, [], state)
 
 
 @pytest.mark.parametrize(
