@@ -41,7 +41,7 @@ from gostore.consensus.messages import Append, Chunk, Message, message_from_wire
 from gostore.consensus.raft import Raft
 from gostore.consensus.ready import Ready
 from gostore.consensus.tunables import Tunables
-from gostore.core.errors import Corrupt, GoStoreError
+from gostore.core.errors import GoStoreError
 from gostore.core.events import EventId, current_cause
 from gostore.env import Env
 from gostore.storage.wal import Wal
@@ -170,11 +170,8 @@ class Groups:
         scheduled, self._scheduled = self._scheduled, True
         token = current_call.set(None)
         try:
-            try:
-                self._receive(call.source, items)
-            finally:
-                # Whatever one message came to: nothing else is scheduled for the groups that others have changed.
-                self._turn()
+            self._receive(call.source, items)
+            self._turn()
         finally:
             current_call.reset(token)
             self._scheduled = scheduled
@@ -187,13 +184,8 @@ class Groups:
             except (ValueError, TypeError) as error:
                 self.env.log.warning("%s sends what is no message of a group: %s", source, error)
                 continue
-            if group is None:
-                continue
-            try:
-                group.receive(source, message)
-            except Corrupt as error:
-                self._fatal(f"{group.name}: {error.message}")
-                return
+            if group is not None:
+                self._guarded(group, Group.receive, source, message)
 
     # a turn
 
@@ -235,13 +227,13 @@ class Groups:
         self._send()
         self._set_timer()
 
-    def _guarded(self, group: Group, step: Callable[[Group, Any], None], argument: Any) -> None:
+    def _guarded(self, group: Group, step: Callable[..., None], *arguments: Any) -> None:
         if not self._running:
             return
         try:
-            step(group, argument)
+            step(group, *arguments)
         except Exception as error:
-            # Whatever it is, the core takes for done what was not: this node must not say another word.
+            # Whatever it is, the core is half changed, or takes for done what was not: not another word from this node.
             self._fatal(f"{group.name} cannot go on: {type(error).__name__}: {error}")
             if not isinstance(error, GoStoreError):
                 raise
@@ -329,16 +321,14 @@ class Groups:
             batch.size += size
 
     def _send(self) -> None:
-        """Whatever goes wrong with it: packets may be lost, but what the cores have handed out must be written."""
         if not self._batches:
             return
+        for to in list(self._batches):
+            self._cast(to)
         try:
-            for to in list(self._batches):
-                self._cast(to)
             self._endpoint.flush()
         except Exception as error:
-            # Seen as what a callback of its own would raise, and as late: the turn goes on.
-            self._loop.call_exception_handler({"message": "messages of the groups are lost", "exception": error})
+            self._lost(error)
 
     def _cast(self, to: str) -> None:
         batch = self._batches.pop(to)
@@ -351,8 +341,15 @@ class Groups:
             self._endpoint.cast(to, "raft", "messages", batch.items)
         except GoStoreError as error:
             self.env.log.warning("%d messages to %s are not sent: %s", len(batch.items), to, error.message)
+        except Exception as error:
+            self._lost(error)
         finally:
             current_cause.reset(token)
+
+    def _lost(self, error: Exception) -> None:
+        """Packets may be lost, whatever the reason, but what the cores have handed out must be written, and the other
+        nodes be told: seen as what a callback of its own would raise, and the turn goes on."""
+        self._loop.call_exception_handler({"message": "messages of the groups are lost", "exception": error})
 
     # time
 
@@ -383,11 +380,15 @@ class Groups:
                 continue  # an earlier one has taken its place
             group.armed_s = math.inf
             if group.raft is not None and group.raft.deadline_s <= now_s:
-                group.raft.timeout(now_s)
+                self._guarded(group, _time_out, group.raft, now_s)
                 self._marked[group] = None
             else:
                 self._arm(group)
         self._turn()
+
+
+def _time_out(_group: Group, raft: Raft, now_s: float) -> None:
+    raft.timeout(now_s)
 
 
 def _size(message: Message) -> int:
