@@ -54,6 +54,7 @@ class Coordinator:
         self._finishing: dict[str, asyncio.Task[dict[int, int]]] = {}
         self._decided: dict[str, asyncio.Event] = {}
         self._asking = False
+        self._resolving: set[str] = set()
 
     # driving
 
@@ -197,23 +198,35 @@ class Coordinator:
         if task is None:
             name = f"db-finish-{self._shard.number}"
             task = self._finishing[transaction] = self._env.tasks.start(self._tell_all(transaction), name=name)
-            task.add_done_callback(lambda _: self._finishing.pop(transaction, None))
         return task
 
     async def _tell_all(self, transaction: str) -> dict[int, int]:
-        entry = self._shard.machine.coordinated.get(transaction)
-        if entry is None or entry.committed is None:
-            return {}
-        commit = entry.committed
-        versions = await together(
-            self._env,
-            f"db-decide-{self._shard.number}",
-            (self._tell(shard, transaction, commit) for shard in entry.shards),
-        )
-        if all(version is not None for version in versions):
-            # Nobody need wait for that.
-            self._env.tasks.start(self._forget(transaction), name=f"db-forget-{self._shard.number}")
-        return {shard: version for shard, version in zip(entry.shards, versions, strict=True) if version}
+        told: dict[int, int] = {}
+        try:
+            while (entry := self._shard.machine.coordinated.get(transaction)) is not None:
+                commit = entry.committed
+                if commit is None:
+                    break
+                left = [shard for shard in entry.shards if shard not in told]
+                versions = await together(
+                    self._env,
+                    f"db-decide-{self._shard.number}",
+                    (self._tell(shard, transaction, commit) for shard in left),
+                )
+                told.update(
+                    (shard, version) for shard, version in zip(left, versions, strict=True) if version is not None
+                )
+                if len(told) == len(entry.shards):
+                    # Nobody need wait for that.
+                    self._env.tasks.start(self._forget(transaction), name=f"db-forget-{self._shard.number}")
+                    break
+                if self._shard.replication.role != "primary":
+                    break  # whoever serves next begins again
+                # It lost the lead and has it again: whoever wanted to begin again meanwhile has joined this task.
+        finally:
+            # Not later, when the task is seen to have ended: nobody may join it after its last look at the role.
+            del self._finishing[transaction]
+        return {shard: version for shard, version in told.items() if version}
 
     async def _tell(self, shard: int, transaction: str, commit: bool) -> int | None:
         """The version of what was written there (0: it had done it before); None when this node does not serve."""
@@ -265,16 +278,26 @@ class Coordinator:
             while self._shard.machine.prepared and self._shard.replication.role in ("primary", "recovering"):
                 doubts = self._doubts()
                 for transaction, coordinator in doubts.items():
-                    if transaction not in before:
-                        continue
-                    if coordinator == self._shard.number:
-                        await self._abandon(transaction)
-                    else:
-                        await self._resolve(transaction, coordinator)
+                    # No round waits for its answers: who asks a coordinator that is down must not delay the others.
+                    # There are never more of them than may be prepared.
+                    if transaction in before and transaction not in self._resolving:
+                        self._resolving.add(transaction)
+                        self._env.tasks.start(
+                            self._end_doubt(transaction, coordinator), name=f"db-doubt-{self._shard.number}"
+                        )
                 before = doubts
                 await asyncio.sleep(IN_DOUBT_S * self._env.rng.uniform(0.75, 1.0))
         finally:
             self._asking = False
+
+    async def _end_doubt(self, transaction: str, coordinator: int) -> None:
+        try:
+            if coordinator == self._shard.number:
+                await self._abandon(transaction)
+            else:
+                await self._resolve(transaction, coordinator)
+        finally:
+            self._resolving.discard(transaction)
 
     async def _resolve(self, transaction: str, coordinator: int) -> None:
         try:

@@ -26,6 +26,10 @@ request that is in the log twice is executed once. Memory is bounded: per client
 :data:`SESSION_OUTCOMES_MAX` outcomes, and the :data:`SESSIONS_MAX` clients heard last; a *repeated* request whose
 outcome may have been dropped is refused as ``["forgotten"]`` and never guessed at.
 
+A shard that coordinates is a client too, at the shards that take part: its requests are the transactions, their
+sequence numbers the indices of their ``begin``. What was executed is remembered like that, so that a ``prepare`` that
+comes late, while the coordinator still answers "committed", is refused and not executed a second time.
+
 Two-phase commit (Gray, "Notes on Data Base Operating Systems", 1978; with logged participants and coordinator as in
 Corbett et al., "Spanner", OSDI 2012, section 4.2.1). A transaction's id is (coordinator shard, generation, index of its
 ``begin``): no other ever has it. The decision is an entry of the coordinator's log; ``commit`` can only be decided
@@ -109,6 +113,14 @@ class _Session:
     """The greatest sequence number whose outcome was dropped."""
 
 
+def _as_request(transaction: str, coordinator: int) -> tuple[str, int]:
+    """The client and the sequence number under which a shard that takes part remembers it.
+
+    The generation is no part of it: every change of a leader would add a client, and push another one out.
+    """
+    return f"shard {coordinator}", int(transaction.rpartition(".")[2])
+
+
 class ShardMachine:
     """See the page above. ``value_size_bytes_max`` must be the same on all nodes."""
 
@@ -137,6 +149,8 @@ class ShardMachine:
             case ["prepare", transaction, coordinator, reads, writes]:
                 if transaction in self.prepared:
                     return ["ok", self.prepared[transaction].index]
+                if self._was_executed(transaction, coordinator):
+                    return ["conflict", *Clash("", "", "was decided already", lock=False)]
                 return self._prepare(transaction, coordinator, reads, writes, index)
             case ["decide", transaction, commit]:
                 return self._decide(transaction, commit, index)
@@ -267,10 +281,18 @@ class ShardMachine:
             # A coordinator that forgot it, or a shard that executed it already (or refused to prepare).
             return ["decided", commit and coordinated is not None, index if coordinated is not None else 0]
         self.locks.release(transaction)
+        if coordinated is None:
+            self._once([*_as_request(transaction, prepared.coordinator), False], list, ["decided", commit, index])
         if commit:
             for (container, key), packed in prepared.values.items():
                 self.store.write(container, key, packed, index, prepared.index)
         return ["decided", commit, index]
+
+    def _was_executed(self, transaction: str, coordinator: int) -> bool:
+        """Whether it was prepared here and decided; also where that may have been dropped from memory."""
+        client, sequence = _as_request(transaction, coordinator)
+        session = self._sessions.get(client)
+        return session is not None and (sequence <= session.dropped or sequence in session.outcomes)
 
     def _settle_session(self, coordinated: Coordinated, index: int) -> None:
         if coordinated.request is None:

@@ -170,6 +170,52 @@ def test_a_late_prepare_is_resolved_by_asking() -> None:
     play(scenario)
 
 
+def test_a_prepare_that_comes_twice_is_executed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the message was delayed; a third shard has not heard the decision, so that nobody has forgotten it."""
+
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+        keys = [cluster.key_of(shard) for shard in range(3)]
+        copies: list[Any] = []
+        prepare, tell = coordinator.Coordinator._prepare, coordinator.Coordinator._tell
+        heard = asyncio.Event()
+
+        async def copied(self: Any, transaction: str, part: Any, deadline_s: float) -> Any:
+            if part[0] == 1:
+                copies.append(["prepare", transaction, 0, *part[1:]])
+            return await prepare(self, transaction, part, deadline_s)
+
+        async def deaf(self: Any, shard: int, *args: Any) -> Any:
+            if shard == 2:
+                while not heard.is_set():  # noqa: ASYNC110 - the event lies in another process
+                    await asyncio.sleep(0.01)
+            return await tell(self, shard, *args)
+
+        monkeypatch.setattr(coordinator.Coordinator, "_prepare", copied)
+        monkeypatch.setattr(coordinator.Coordinator, "_tell", deaf)
+        committing = asyncio.ensure_future(db.commit([], [put(key, "old") for key in keys]))
+        primary = cluster.primary(1)
+        machine = cluster.machine(primary, 1)
+        physical = cluster.services["n0"].database.known("t").physical
+        await until(lambda: machine.store.version(physical, keys[1]) > 0)
+        assert not machine.prepared
+        await db.commit([], [put(keys[1], "new")])
+
+        async def late() -> None:
+            shard = cluster.services[primary]._shards[1]
+            await shard.propose(copies[0], asyncio.get_running_loop().time() + 5)
+
+        await cluster.on(primary, late())
+        await until(lambda: not machine.prepared)
+        assert (await db.get("t", keys[1])).value == "new"
+        heard.set()
+        await committing
+        await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.running))
+
+    play(scenario)
+
+
 def test_read_only_transactions_across_shards_are_validated() -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)

@@ -38,6 +38,13 @@ class Log:
         return None if stored is None else unpack(stored.packed)
 
 
+def restored(machine: ShardMachine) -> ShardMachine:
+    restorer = Restorer(0, SIZE)
+    for piece in machine.snapshot():
+        restorer.add(piece)
+    return restorer.finish()
+
+
 keys = st.sampled_from(["a", "b", "c/1", "c/2"])
 requests = st.none() | st.tuples(st.sampled_from(["x", "y", "z"]), st.integers(0, 4), st.booleans()).map(list)
 reads = st.lists(
@@ -66,10 +73,7 @@ def test_replicas_that_apply_the_same_log_are_equal_also_from_a_snapshot(log: li
     first, second = ShardMachine(0, SIZE), ShardMachine(0, SIZE)
     for index, command in enumerate(log, 1):
         if index - 1 == cut:
-            restorer = Restorer(0, SIZE)
-            for piece in first.snapshot():
-                restorer.add(piece)
-            second = restorer.finish()
+            second = restored(first)
         payload = pack_command(command)
         outcome = first.apply(unpack_command(payload), index)
         pack_command(outcome)  # it travels and rests
@@ -186,6 +190,49 @@ def test_prepare_and_decide_may_come_twice() -> None:
     log.apply("decide", "7.1.1", True)
     log.apply("decide", "7.1.1", True)
     assert log.value("a") == 1
+
+
+@pytest.mark.parametrize("through_a_snapshot", [False, True])
+@pytest.mark.parametrize("commit", [False, True])
+def test_a_prepare_that_comes_after_the_decision_is_refused(commit: bool, through_a_snapshot: bool) -> None:
+    """The coordinator may not have forgotten it, and would say "committed" a second time."""
+    log = Log()
+    prepare = ("prepare", "7.1.20", 7, [], [write("a", "old")])
+    log.apply(*prepare)
+    log.apply("decide", "7.1.20", commit)
+    log.apply("commit", None, [], [write("a", "new")])
+    if through_a_snapshot:
+        log.machine = restored(log.machine)
+    refused = log.apply(*prepare)
+    assert (refused[0], refused[3]) == ("conflict", "was decided already")
+    assert len(log.machine.locks) == 0
+    log.apply("decide", "7.1.20", True)
+    assert log.value("a") == "new"
+    assert log.apply("prepare", "8.1.20", 8, [], [write("a", 1)])[0] == "ok", "of another coordinator"
+    assert log.apply("prepare", "7.1.19", 7, [], [write("b", 1)])[0] == "ok", "it began earlier, and comes first now"
+
+
+def test_what_may_have_been_executed_and_forgotten_is_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "SESSION_OUTCOMES_MAX", 2)
+    log = Log()
+    for number in (1, 2, 3):
+        log.apply("prepare", f"7.1.{number}", 7, [], [write("a", number)])
+        log.apply("decide", f"7.1.{number}", True)
+    for number in (1, 2, 3):
+        assert log.apply("prepare", f"7.1.{number}", 7, [], [write("a", number)])[0] == "conflict", number
+    assert log.apply("prepare", "7.2.4", 7, [], [write("a", 4)])[0] == "ok"
+    assert log.value("a") == 3
+
+
+def test_only_what_was_prepared_here_and_decided_is_remembered() -> None:
+    """A coordinator sends itself no prepare, and what was never prepared was not executed."""
+    log = Log()
+    digest = log.machine.digest()
+    log.apply("begin", None, [], [write("a", 1)], [1], 3)
+    for command in (("decide", "0.3.1", False), ("forget", "0.3.1"), ("decide", "7.1.1", False)):
+        log.apply(*command)
+    log.machine.applied = 0
+    assert log.machine.digest() == digest
 
 
 def test_an_aborted_transaction_leaves_nothing() -> None:
