@@ -359,7 +359,7 @@ def phantoms() -> Any:
 
 @bug("services.db.machine", "a request that is in the log twice is applied twice: no sessions", slow_turnover)
 def no_sessions() -> Any:
-    return patch.object(machine.ShardMachine, "_once", lambda self, request, index, execute: execute())
+    return patch.object(machine.ShardMachine, "_once", lambda self, request, execute, *args: execute(*args))
 
 
 @bug("services.db.machine", "a prepared transaction writes before the decision (dirty read)", profile("none"))
