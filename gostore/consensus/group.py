@@ -6,7 +6,7 @@
     outcome = await group.propose(payload, deadline_s)
     await group.read_barrier(deadline_s)              # then this node's machine may be read, linearizably
     await group.change(voters, learners, deadline_s)
-    group.on_change = ...                             # role, term, leader, configuration, or it begins to serve
+    group.on_change = ...                             # role, term, leader, configuration; it serves; or holds anything
 
 Deadlines are loop times. ``NotOwner`` (``details["owner"]``: the leader, or None) is definite, ``Unavailable`` is
 unless it says otherwise, ``Timeout`` is indefinite: what was proposed may still be applied.
@@ -447,6 +447,7 @@ class Group:
     def apply(self, ready: Ready) -> None:
         """What is committed, and what may be read; then whoever watches is told of a change."""
         changed = ready.status is not None or bool(ready.chunks and ready.chunks[-1].done)
+        changed = changed or bool(ready.entries and ready.entries[0].index == 1)
         for entry in ready.committed:
             outcome = None
             if entry.kind == COMMAND:

@@ -508,6 +508,29 @@ def test_a_replica_that_forgot_its_log_grants_no_votes_until_it_has_it_again(wor
     assert cluster.machines["n2"][0].values == [1, 2]
 
 
+def test_whoever_holds_something_for_the_first_time_is_told_of_it(world: World) -> None:
+    """Even if nothing else changes: it may be the copy of one who is to be a member no longer, and must ask whether it
+    is (seed 63 with `promised`)."""
+    cluster = Cluster(world, names=("n1", "n2", "n3", "n4"), founders=("n1", "n2", "n3"))
+    leader = cluster.wait_leader()
+    cluster.propose(leader, 1)
+    late = cluster.group("n4")
+    told: list[tuple[int, int]] = []
+    late.on_change = lambda: told.append((late.last.index, late.applied))
+
+    async def admit() -> None:
+        await cluster.group(leader).change(("n1", "n2", "n3"), ("n4",), asyncio.get_running_loop().time() + 5.0)
+
+    # So that the configuration that admits it is not committed, and not applied there.
+    world.net.partition([leader, "n4"], [name for name in NAMES if name != leader])
+    admission = world.node(leader).spawn(admit(), name="admit")
+    world.run_until(lambda: late.last.index > 0, timeout_s=10.0, what="something at n4")
+    assert told
+    assert told[-1] == (late.last.index, late.applied)
+    assert late.applied < late.last.index
+    admission.cancel()
+
+
 def test_the_lead_is_handed_over(world: World) -> None:
     cluster = Cluster(world)
     cluster.wait_leader()
