@@ -36,6 +36,9 @@ DECIDE_TIMEOUT_S: Final = 5.0
 IN_DOUBT_S: Final = 1.0
 """A participant asks so long after it prepared, and then again and again. Must leave the driver time to decide."""
 
+DOUBTS_ASKED_MAX: Final = 32
+"""Questions to one coordinator at a time; the others wait for the next round."""
+
 PAUSE_S: Final = (0.05, 1.0)
 """Between attempts to tell a decision: from, doubling, to."""
 
@@ -54,7 +57,7 @@ class Coordinator:
         self._finishing: dict[str, asyncio.Task[dict[int, int]]] = {}
         self._decided: dict[str, asyncio.Event] = {}
         self._asking = False
-        self._resolving: set[str] = set()
+        self._resolving: dict[str, int] = {}  # transaction in doubt -> whom it asks
 
     # driving
 
@@ -279,9 +282,9 @@ class Coordinator:
                 doubts = self._doubts()
                 for transaction, coordinator in doubts.items():
                     # No round waits for its answers: who asks a coordinator that is down must not delay the others.
-                    # There are never more of them than may be prepared.
-                    if transaction in before and transaction not in self._resolving:
-                        self._resolving.add(transaction)
+                    asked = sum(other == coordinator for other in self._resolving.values())
+                    if transaction in before and transaction not in self._resolving and asked < DOUBTS_ASKED_MAX:
+                        self._resolving[transaction] = coordinator
                         self._env.tasks.start(
                             self._end_doubt(transaction, coordinator), name=f"db-doubt-{self._shard.number}"
                         )
@@ -297,7 +300,7 @@ class Coordinator:
             else:
                 await self._resolve(transaction, coordinator)
         finally:
-            self._resolving.discard(transaction)
+            del self._resolving[transaction]
 
     async def _resolve(self, transaction: str, coordinator: int) -> None:
         try:

@@ -27,8 +27,8 @@ came after the mark, and (4) spares the chunk. A crash of anybody leaves chunks 
 them. Nothing here reads a clock, and several collections may run at the same time.
 
 A chunk that is still being stored (its disk stalls; its writer went on with a majority, and the file is deleted by now)
-cannot be removed, so it counts as *kept*, and a collection that kept something is repeated, for a while; and its node
-wishes for another when it is there. Nor does a copy escape that
+cannot be removed, so it counts as *kept*, and a collection that kept something is repeated; and its node wishes for
+another when it is there. Nor does a copy escape that
 repair makes meanwhile of a chunk which nothing references: when it arrives after its new holder was listed, its source
 was lent or touched after the mark, so the source is kept.
 
@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -63,26 +63,30 @@ NODE_TIMEOUT_S: Final = 10.0
 COLLECT_DELAY_S: Final = 0.2
 """Pause between a wish and the collection, so that many deletions share one."""
 COLLECT_SHARE: Final = 4
-"""A collection that read db for t is followed by a pause of four times t: at most a fifth of the time goes into it."""
+"""A collection that was work for t is followed by a pause of four times t: at most a fifth of the time goes into it."""
 COLLECT_ATTEMPTS_MAX: Final = 8
-"""Attempts to reach everybody and to find nothing in use."""
+"""Attempts, after a wish, to reach everybody and to find nothing in use, before it becomes a matter of minutes."""
 COLLECT_RETRY_S: Final = (0.5, 8.0)
-"""Pause between attempts: from, doubling, to. A new wish ends it."""
+"""Pause between these attempts: from, doubling, to. A new wish ends it."""
+COLLECT_REST_S: Final = 60.0
+"""Pause between the later ones."""
+ABANDONED_S: Final = 15.0
+"""Longer than nodes wait for each other's answers: then a request says that nobody waits for what was sent before."""
 NAMED_MAX: Final = 20
 """Chunks that a check names of each kind; all are counted."""
 
 
 @dataclass(slots=True)
 class Collected:
-    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``read_s``: how long
-    db was read."""
+    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``worked_s``: for how
+    long db and those who answered had work with it."""
 
     chunks: int = 0
     bytes: int = 0
     kept: int = 0
     intents: int = 0
     unreached: list[str] = field(default_factory=list)
-    read_s: float = 0.0
+    worked_s: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -107,50 +111,48 @@ class Collector:
         self._tree = tree
         self._transactions = transactions
         self._wanted = asyncio.Event()
+        self._late: asyncio.TimerHandle | None = None
         self._running = False
         self.collections = 0
         self.collected = 0
 
     @property
     def idle(self) -> bool:
-        """No collection runs here or is going to."""
+        """No collection runs here or is going to, but in a matter of minutes."""
         return not self._wanted.is_set() and not self._running
 
     def want(self) -> None:
         """Something may have become collectable: collect soon."""
         self._wanted.set()
 
-    async def run(self) -> None:
-        """Fulfil wishes until cancelled."""
-        while True:
-            await self._wanted.wait()
-            await asyncio.sleep(COLLECT_DELAY_S)
-            self._running = True
-            try:
-                read_s = await self._collect_and_retry()
-            finally:
-                self._running = False
-            await asyncio.sleep(read_s * COLLECT_SHARE)
+    def want_twice(self) -> None:
+        """Something may be on its way that nobody waits for: collect soon, and when no older request is waited for."""
+        self.want()
+        if self._late is not None:
+            self._late.cancel()
+        self._late = asyncio.get_running_loop().call_later(ABANDONED_S, self.want)
 
-    async def _collect_and_retry(self) -> float:
-        """A collection, repeated until everybody took part and nothing was in use, or there is a new wish; how long the
-        last one read db."""
-        read_s = 0.0
-        pause_s, pause_max_s = COLLECT_RETRY_S
-        for attempt in range(1, COLLECT_ATTEMPTS_MAX + 1):
+    async def run(self) -> None:
+        """Fulfil wishes until cancelled. One that is not fulfilled is not forgotten: only the pauses get longer."""
+        attempt = 0  # since the last wish, or the last collection that left nothing
+        while True:
+            if not attempt or await self._wished_within(_pause_s(attempt)):
+                await self._wanted.wait()
+                attempt = 0
+            await asyncio.sleep(COLLECT_DELAY_S)
             # Before it begins: a wish from now on may not be served by it.
             self._wanted.clear()
+            self._running = True
+            done = Collected()
             try:
-                done = await self.collect()
-                read_s = done.read_s
-                if not done.unreached and not done.kept:
-                    break
+                await self.collect(done)
+                unfinished = bool(done.unreached or done.kept)
             except GoStoreError as error:
                 self._env.log.info("collection: %s", error)
-            if attempt == COLLECT_ATTEMPTS_MAX or await self._wished_within(pause_s):
-                break
-            pause_s = min(2 * pause_s, pause_max_s)
-        return read_s
+                unfinished = True
+            attempt = min(attempt + 1, COLLECT_ATTEMPTS_MAX) if unfinished else 0
+            self._running = 0 < attempt < COLLECT_ATTEMPTS_MAX
+            await asyncio.sleep(done.worked_s * COLLECT_SHARE)
 
     async def _wished_within(self, pause_s: float) -> bool:
         try:
@@ -162,19 +164,20 @@ class Collector:
 
     # --- collecting
 
-    async def collect(self) -> Collected:
-        """Remove what nothing references, everywhere. Raises what db raises; then nothing was removed."""
-        done = Collected()
+    async def collect(self, done: Collected | None = None) -> Collected:
+        """Remove what nothing references, everywhere; ``done`` is filled while it goes on.
+
+        Raises what db raises; then nothing was removed.
+        """
+        done = Collected() if done is None else done
         await self._tree.ready()
         done.intents = await self._reap_intents()
         view = self._cls.view
         marks = await self._ask_all(view.online, self._mark, done)
         held = await self._ask_all(tuple(marks), lambda node: self._names(node, arriving=True), done)
         if any(held.values()):
-            loop = asyncio.get_running_loop()
-            begun_s = loop.time()
-            referenced = await self._referenced()
-            done.read_s = loop.time() - begun_s
+            with _timed(done):
+                referenced = await self._referenced()
             if self._cls.view.version != view.version:
                 raise Fenced("the view changed during the collection; nothing was removed")
             for node, keys in held.items():
@@ -186,14 +189,21 @@ class Collector:
     async def _ask_all(self, nodes: Sequence[str], ask: Callable[[str], Awaitable[T]], done: Collected) -> dict[str, T]:
         """The answers of those who answer; the others are noted as unreached."""
 
+        loop = asyncio.get_running_loop()
+        begun_s, worked_s = loop.time(), 0.0
+
         async def one(node: str) -> T | None:
+            nonlocal worked_s
             try:
-                return await ask(node)
+                answer = await ask(node)
             except GoStoreError:
-                done.unreached.append(node)
+                done.unreached.append(node)  # and it is no work to wait for somebody who is silent
                 return None
+            worked_s = loop.time() - begun_s
+            return answer
 
         answers = await gather_bounded([lambda node=node: one(node) for node in nodes])  # type: ignore[misc]
+        done.worked_s += worked_s
         return {node: answer for node, answer in zip(nodes, answers, strict=True) if answer is not None}
 
     async def _mark(self, node: str) -> list[int]:
@@ -207,7 +217,8 @@ class Collector:
         for first in range(0, len(loose), KEYS_MAX):
             keys = loose[first : first + KEYS_MAX]
             try:
-                reply = await self._peers.call(node, "chunks", "sweep", *mark, keys, timeout_s=NODE_TIMEOUT_S)
+                with _timed(done):
+                    reply = await self._peers.call(node, "chunks", "sweep", *mark, keys, timeout_s=NODE_TIMEOUT_S)
             except GoStoreError:
                 done.unreached.append(node)
                 return
@@ -323,6 +334,23 @@ class Collector:
             "orphan_chunks": orphans[:NAMED_MAX],
             "unreached": unreached,
         }
+
+
+def _pause_s(attempt: int) -> float:
+    """After so many attempts in vain."""
+    first_s, most_s = COLLECT_RETRY_S
+    return min(first_s * 2 ** (attempt - 1), most_s) if attempt < COLLECT_ATTEMPTS_MAX else COLLECT_REST_S
+
+
+@contextlib.contextmanager
+def _timed(done: Collected) -> Iterator[None]:
+    """Add the time inside to ``worked_s``, whatever comes of it."""
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    try:
+        yield
+    finally:
+        done.worked_s += loop.time() - begun_s
 
 
 class Census:

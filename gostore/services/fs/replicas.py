@@ -89,8 +89,9 @@ class Replicas:
             for task in tasks:
                 task.cancel()
         missing = lacking()
+        moved = self._cls.view.version != view.version  # these may be the owners of before
         for key, names in acks.items():
-            if key not in missing and len(names) < len(owners[key]):
+            if key not in missing and (moved or len(names) < len(owners[key])):
                 self._env.tasks.start(self._spread(key, names), name="spread a chunk")
         return [(chunk, data) for chunk, data in pieces if chunk.key in missing]
 
@@ -127,8 +128,8 @@ class Replicas:
         """Put a chunk on another node. Raises what the node answers, and ``Timeout``.
 
         Who does not wait for the answer leaves a request that may sit in some buffer while the network is cut, and
-        arrive when the chunk's file is deleted and all collections are over. The next request to that node says that
-        nobody waits for this one (see :mod:`gostore.comm.calls`), which is then dropped: so a collection has to follow.
+        arrive when the chunk's file is deleted and all collections are over. Each request to that node says which older
+        ones nobody waits for (see :mod:`gostore.comm.calls`), and they are dropped: so collections have to follow.
         """
         try:
             await self._peers.call(node, "chunks", "put", key, repair, data=data, timeout_s=timeout_s)

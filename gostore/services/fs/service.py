@@ -79,7 +79,8 @@ class FsService:
             env, config.fs, self._transactions, self.tree, self.intents, self.replicas, self.collector
         )
         self._sessions = Sessions(self._shop)
-        self._transactions.on_sealed = self.replicas.on_abandoned = self.holder.on_loose = self.collector.want
+        self._transactions.on_sealed = self.holder.on_loose = self.collector.want
+        self.replicas.on_abandoned = self.collector.want_twice
         endpoint.register(
             ChunkService(env, self.holder, cls, endpoint.incarnation, self.intents.known, self.repair.consider)
         )

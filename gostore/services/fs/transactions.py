@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from gostore.core.errors import Conflict, GoStoreError
+from gostore.core.errors import Conflict, Forgotten, GoStoreError
 from gostore.core.keyvalue import Committed, KeyValue, PointRead, Read, RequestId, Write
 from gostore.env import Env
 
@@ -22,9 +22,8 @@ COMMIT_REPEATS_MAX: Final = 3
 """Repeats, under one request id, of a commit whose outcome is unknown."""
 SEALS_MAX: Final = 1024
 """Commits in doubt that one node seals at a time; what more leave behind waits for a collection of other causes."""
-SEAL_ATTEMPTS_MAX: Final = 8
-"""Attempts to seal one; the pause doubles from :data:`SEAL_PAUSE_S`: half a minute of pauses."""
-SEAL_PAUSE_S: Final = 0.25
+SEAL_PAUSE_S: Final = (0.25, 30.0)
+"""Between the attempts to seal one, until db answers: from, doubling, to."""
 NEVER: Final = 2**62
 """A version that no object has."""
 
@@ -78,6 +77,7 @@ class Transactions:
             return
         with contextlib.suppress(RuntimeError):  # the node is stopping
             self._env.tasks.start(self._seal(request_id, writes[0]), name="seal a commit in doubt")
+            self._sealing += 1
 
     async def _seal(self, request_id: RequestId, write: Write) -> None:
         """End a commit in doubt: have something that cannot hold committed under its request id, so that either that
@@ -85,18 +85,19 @@ class Transactions:
 
         Whichever shard coordinates a transaction is that of its first write, so both meet in one log.
         """
-        self._sealing += 1
+        impossible = PointRead(write.container, write.key, NEVER)
+        pause_s, pause_max_s = SEAL_PAUSE_S
         try:
-            impossible = PointRead(write.container, write.key, NEVER)
-            for attempt in range(SEAL_ATTEMPTS_MAX):
+            while True:
                 try:
                     await self._kv.commit([impossible], [], request_id=request_id, repeated=True)
                     return
-                except Conflict:
+                except (Conflict, Forgotten):  # Forgotten: it is older than what the log remembers, and so decided
                     return
                 except GoStoreError as error:
                     self._env.log.info("a commit stays in doubt: %s", error)
-                await asyncio.sleep(SEAL_PAUSE_S * 2**attempt)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, pause_max_s)
         finally:
             self._sealing -= 1
             self.on_sealed()

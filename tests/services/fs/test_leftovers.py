@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import random
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from gostore.core.errors import Conflict, Timeout, Unavailable
+from gostore.core.errors import Conflict, GoStoreError, Timeout, Unavailable
 from gostore.core.keyvalue import Write
+from gostore.services.fs.collector import ABANDONED_S, COLLECT_SHARE
 from gostore.services.fs.directory import REMOVE_PAGE
 from gostore.services.fs.peers import owners_of
-from gostore.services.fs.transactions import COMMIT_REPEATS_MAX, SEAL_ATTEMPTS_MAX, Transactions
+from gostore.services.fs.transactions import COMMIT_REPEATS_MAX, Transactions
 from gostore.sim import simulate
 
 
@@ -103,25 +105,36 @@ def test_a_commit_whose_caller_went_away_is_settled_too(kit: SimpleNamespace) ->
     kit.run(main)
 
 
-def test_sealing_is_given_up_when_db_does_not_answer(kit: SimpleNamespace) -> None:
+def test_sealing_goes_on_until_db_answers_but_not_for_too_many(
+    kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
-        kv, env, sealed = kit.FakeKeyValue(), kit.make_env("n1"), asyncio.Event()
+        kv, env = kit.FakeKeyValue(), kit.make_env("n1")
         await kv.create_container("c")
         transactions = Transactions(env, kv, "me")
-        transactions.on_sealed = sealed.set
+        answers, tried = asyncio.Event(), asyncio.Event()
         seals = []
 
         def before(what: str, writes: Any) -> None:
-            if what == "commit":
+            if what == "commit" and not answers.is_set():
                 seals.extend([0] * (not writes))
+                if len(seals) > 100:
+                    tried.set()
                 raise Timeout("nobody answers")
 
         kv.before = before
-        with pytest.raises(Timeout):
-            await transactions.commit([], [Write("set", "c", "k", 1)])
-        await sealed.wait()
-        assert (len(seals), transactions.sealing) == (SEAL_ATTEMPTS_MAX, 0)
+        for number in range(5):
+            with pytest.raises(Timeout):
+                await transactions.commit([], [Write("set", "c", f"k{number}", 1)])
+        assert transactions.sealing == 3
+        await tried.wait()
+        done = asyncio.Event()
+        transactions.on_sealed = lambda: done.set() if transactions.sealing == 0 else None
+        answers.set()
+        await done.wait()
+        assert len(kv.outcomes) == 3
 
+    monkeypatch.setattr("gostore.services.fs.transactions.SEALS_MAX", 3)
     kit.run(main)
 
 
@@ -220,13 +233,13 @@ def test_a_wish_ends_the_pause_between_attempts(kit: SimpleNamespace) -> None:
             collector, paused = cluster.nodes["n2"].fs.collector, asyncio.Event()
             collect, attempts = collector.collect, []
 
-            async def failing() -> Any:
+            async def failing(*args: Any) -> Any:
                 attempts.append(asyncio.get_running_loop().time())
                 if len(attempts) == 6:
                     asyncio.get_running_loop().call_soon(paused.set)
                 if len(attempts) <= 6:
                     raise Unavailable("no quorum")
-                return await collect()
+                return await collect(*args)
 
             collector.collect = failing
             collector.want()
@@ -300,6 +313,118 @@ def test_a_chunk_that_is_stored_while_an_owner_comes_online_gets_its_copy_there(
             await assert_clean(cluster, chunks=1)
 
     kit.run(main)
+
+
+def test_a_view_that_changes_in_the_midst_of_a_batch_leaves_no_chunk_of_it_behind(kit: SimpleNamespace) -> None:
+    """The owners were chosen before; some of the puts were sent, and some not, when there was one more."""
+
+    async def main() -> None:
+        async with kit.Cluster(nodes=3) as cluster:
+            cluster.online("n1", "n2")
+            await cluster.ask("n1", "mkdir", "/d")
+            await cluster.settle()
+            for name in ("n1", "n2"):
+                disk = cluster.disks[name]
+
+                async def put_slowly(*args: Any, put: Any = disk.put) -> Any:
+                    await asyncio.sleep(0.05)  # virtual time
+                    if "n3" not in cluster.view.online:
+                        cluster.online("n1", "n2", "n3")
+                    return await put(*args)
+
+                disk.put = put_slowly
+            await cluster.ask("n1", "write", "/d/f", data=blob(6 * 4096))
+            await cluster.settle()
+            await assert_clean(cluster, chunks=6)
+
+    kit.run(main)
+
+
+def test_a_collection_that_fails_gives_no_more_work_than_one_that_does_not(kit: SimpleNamespace) -> None:
+    """However many wishes there are, at most a fifth of the (virtual) time goes into it."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            await cluster.ask("n1", "write", "/f", data=blob(3000))
+            await cluster.settle()
+            loop, collector = asyncio.get_running_loop(), cluster.nodes["n1"].fs.collector
+            scans: list[float] = []
+
+            def before(operation: str, details: Any) -> Any:
+                if operation == "scan" and details == ("fs", ""):
+                    scans.append(loop.time())
+                    return asyncio.sleep(0.5)
+                return None
+
+            cluster.kv.before = before
+            cluster.kv.objects["fs"]["root/zzz"] = (b"\xa3abc", 1)  # a header that cannot be read
+            while len(scans) < 8:
+                collector.want()
+                await asyncio.sleep(0.1)
+            assert scans[-1] - scans[0] >= (len(scans) - 1) * 0.5 * (1 + COLLECT_SHARE)
+            del cluster.kv.objects["fs"]["root/zzz"]
+            await cluster.settle()
+
+    kit.run(main)
+
+
+def test_whoever_stopped_waiting_for_a_put_collects_again_when_no_older_request_is_waited_for(
+    kit: SimpleNamespace,
+) -> None:
+    """While one is, its node cannot be told that nobody waits for the put."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            data = blob(4096)
+            slow = next(name for name in owners_of(cluster.view, hashlib.sha256(data).hexdigest()) if name != "n1")
+            loop, marks, enough = asyncio.get_running_loop(), [], asyncio.Event()
+
+            def call(source: str, to: str, _service: str, function: str, _args: Any) -> Any:
+                if function == "put" and to == slow:
+                    return asyncio.Event().wait()
+                if function == "mark" and (source, to) == ("n1", slow):
+                    marks.append(loop.time())
+                    if len(marks) == 2:
+                        enough.set()
+                return None
+
+            cluster.before_call = call
+            await cluster.ask("n1", "write", "/f", data=data)
+            abandoned_s = loop.time()
+            await enough.wait()
+            assert marks[0] < abandoned_s + ABANDONED_S <= marks[-1]
+
+    kit.run(main)
+
+
+@pytest.mark.parametrize("cut_s", [0.0025, 0.0035])
+def test_what_was_deleted_before_a_long_outage_is_collected_after_it(cut_s: float) -> None:
+    """Nobody is expelled, and nobody comes back: no change of the view asks for a collection."""
+
+    async def main(cluster: Any) -> None:
+        for number in range(12):
+            await cluster.fs.write(f"/d{number}/f", blob(5000, number), via=f"n{number % 3 + 1}")
+        await cluster.wait_settled()
+
+        async def delete(number: int) -> None:
+            with contextlib.suppress(GoStoreError):
+                await cluster.fs.delete(f"/d{number}/f", via=f"n{number % 3 + 1}")
+
+        deletions = [asyncio.ensure_future(delete(number)) for number in range(12)]
+        await asyncio.sleep(cut_s)  # virtual time: some are committed by then, some are not
+        cluster.sim.net.partition(["n1"], ["n2"], ["n3"])
+        await asyncio.gather(*deletions)
+        await asyncio.sleep(240)  # virtual time: longer than eight attempts take
+        cluster.sim.net.heal()
+        await cluster.wait_ready()
+        await asyncio.sleep(120)  # virtual time: the attempts are rare by now
+        await cluster.wait_settled()
+        check = await cluster.fs.check()
+        assert (check["orphans"], check["intents"]) == (0, 0)
+        assert check["files"] == check["chunks"] < 12
+
+    with simulate(3, seed=11, fs={"inline_size_bytes_max": 256, "chunk_size_bytes": 8192}) as cluster:
+        cluster.run(main(cluster))
 
 
 def test_a_put_that_comes_out_of_a_cut_connection_after_its_file_is_deleted_is_not_stored() -> None:
