@@ -56,6 +56,7 @@ FAULTS ?= swarm
 
 soak: $(VENV)/.core compiled
 	$(BIN)/gostore sim --seed 1 --seeds $(SEEDS) --seconds $(SECONDS) --faults $(FAULTS) --jobs 0 --tally .soak/tally.jsonl --shrink 0
+	$(BIN)/python tests/power/soaked.py
 
 mutation: $(VENV)/.mutation
 	nice -n 10 $(BIN)/python tests/mutation/run.py --json

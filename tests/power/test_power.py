@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import hunt
+import soaked
 from bugs import BUGS
 
 FOUND, TRIED = hunt.load()
@@ -64,3 +65,19 @@ def test_a_patch_ends_with_its_run() -> None:
     from gostore.services.db import machine, transaction
 
     assert machine.find_clash is transaction.find_clash
+
+
+def test_the_page_of_a_soak_says_what_was_violated_and_what_happened() -> None:
+    row = {
+        "code": "c0de", "commit": "c1", "nodes": 5, "seconds": 30.0, "faults": "swarm", "virtual_s": 40.0, "events": 1000,
+        "violations": [], "unknown": [], "progress_s": 0.5, "coverage": {"raft_leader": 7, "fault_kill": 1},
+    }  # fmt: skip
+    rows = [{**row, "seed": 1}, {**row, "seed": 2, "violations": ["lost"], "progress_s": 3.0, "commit": "c2"}]
+    page = soaked.page(rows, soaked.ranges([1, 2]))
+    assert "Violated: 1** (2)" in page
+    assert "seeds 1 to 2)" in page
+    assert "`c0de` (the content of `gostore/`), last commit `c2`" in page
+    assert "worst 3.000 s" in page
+    assert "| leader changes | 14 | 7,000 | 100 |" in page
+    assert "| fault: kill | 2 |" in page
+    assert "not all of them" in soaked.ranges([1, 3])
