@@ -70,7 +70,8 @@ def test_a_patch_ends_with_its_run() -> None:
 def test_the_page_of_a_soak_says_what_was_violated_and_what_happened() -> None:
     row = {
         "code": "c0de", "commit": "c1", "nodes": 5, "seconds": 30.0, "faults": "swarm", "events": 1000,
-        "virtual_s": 40.0, "violations": [], "unknown": [], "progress_s": 0.5, "coverage": {"raft_leader": 7, "fault_kill": 1},
+        "virtual_s": 40.0, "violations": [], "unknown": [], "progress_s": 0.5,
+        "coverage": {"raft_leader": 7, "fault_kill": 1},
     }  # fmt: skip
     rows = [{**row, "seed": 1}, {**row, "seed": 2, "violations": ["lost"], "progress_s": 3.0, "commit": "c2"}]
     page = soaked.page(rows, soaked.ranges([1, 2]))
