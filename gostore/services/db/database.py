@@ -470,7 +470,7 @@ class Database:
             def args(again: bool) -> list[Any]:
                 nonlocal doubtful
                 doubtful = again  # an attempt before may have had its effect, whatever this one comes to
-                return [[[_logged(request, again or repeated), *rest] for _, (request, *rest) in items]]
+                return [[[self._logged(request, again or repeated), *rest] for _, (request, *rest) in items]]
 
             try:
                 outcomes = await self._router.call_again(shard, "commits", args, deadline_s)
@@ -523,6 +523,12 @@ class Database:
         for operation in (*reads, *writes):
             self._known.pop(operation.container, None)
 
+    def _logged(self, request: RequestId, repeated: bool) -> list[Any]:
+        """A request id as it stands in the log."""
+        logged = [request.client, request.sequence, repeated]
+        # Stamps are no order of time: what the client waited for before may be executed after what it asked for then.
+        return logged if self._config.replication == "quorum" else [*logged, request.settled_below]
+
     async def _commit_parts(
         self, parts: list[list[Any]], request: RequestId, repeated: bool, deadline_s: float
     ) -> Committed:
@@ -531,12 +537,12 @@ class Database:
         shard, reads, writes = parts[0]
         if len(parts) == 1:
             outcome = await self._router.call_again(
-                shard, "commit", lambda again: [_logged(request, again or repeated), reads, writes], deadline_s
+                shard, "commit", lambda again: [self._logged(request, again or repeated), reads, writes], deadline_s
             )
             index = succeed(outcome)
             return Committed({shard: index} if writes else {})
         outcome, versions = await self._router.call_again(
-            shard, "coordinate", lambda again: [_logged(request, again or repeated), parts], deadline_s
+            shard, "coordinate", lambda again: [self._logged(request, again or repeated), parts], deadline_s
         )
         index = succeed(outcome)
         written = {part[0] for part in parts if part[2]}
@@ -586,11 +592,6 @@ class Database:
             wire[1] = holder.physical
             part[1].append(wire)
         return list(parts.values())
-
-
-def _logged(request: RequestId, repeated: bool) -> list[Any]:
-    """A request id as it stands in the log."""
-    return [request.client, request.sequence, repeated, request.settled_below]
 
 
 def merge_pages(container: str, start: str, end: str | None, limit: int, answers: Mapping[int, Any]) -> Page:
