@@ -19,7 +19,7 @@ from gostore.comm import Endpoint, Reply
 from gostore.config import CommConfig
 from gostore.core.address import Address
 from gostore.core.errors import BadRequest, Forgotten, GoStoreError, Timeout, Unavailable, Unreachable
-from gostore.core.keyvalue import RequestId
+from gostore.core.keyvalue import RequestIds
 from gostore.core.ports import Disk
 from gostore.env import Env, RealClock, real_rng
 
@@ -78,7 +78,7 @@ class Connection:
             env, cluster=cluster, secret=secret, host=host, incarnation=1, resolver=self, config=config or CommConfig()
         )
         self._turn = 0
-        self._requests = 0
+        self.requests = RequestIds(self.endpoint.name)
         self._shunned: dict[str, float] = {}
         self._ended: dict[str, None] = {}
         self._refreshed_s = 0.0
@@ -86,11 +86,6 @@ class Connection:
         self.commits = Commits(self)
         self.is_usable: Callable[[str], bool] = lambda name: True
         """A testbed knows which nodes it killed or paused; others are asked only when nothing is left."""
-
-    def next_request(self) -> RequestId:
-        """The id under which the cluster applies a commit once; the name of a client is its own."""
-        self._requests += 1
-        return RequestId(self.endpoint.name, self._requests)
 
     def address(self, name: str) -> Address | None:
         return self.members.get(name)

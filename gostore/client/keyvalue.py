@@ -73,9 +73,13 @@ class RemoteKeyValue:
         timeout_s: float | None = None,
     ) -> Committed:
         connection = self._connection()
-        request = request_id or connection.next_request()
+        request = request_id or connection.requests.new()
         item = ([read.to_wire() for read in reads], [write.to_wire() for write in writes], request.to_wire())
-        return Committed.from_wire(await connection.commits.commit(item, self._via, timeout_s, repeated=repeated))
+        try:
+            return Committed.from_wire(await connection.commits.commit(item, self._via, timeout_s, repeated=repeated))
+        finally:
+            if request_id is None:
+                connection.requests.settle(request)
 
 
 def _pairs(snapshot: Mapping[int, int] | None) -> list[list[int]]:

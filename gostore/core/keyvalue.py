@@ -119,20 +119,49 @@ class Write(NamedTuple):
 
 
 class RequestId(NamedTuple):
-    """Names one commit of one client for ever; the log keeps its outcome, so that a retry is applied once."""
+    """Names one commit of one client for ever; the log keeps its outcome, so that a retry is applied once.
+
+    ``settled_below``: the client waits for none of its commits with a smaller number any more; so none of them, should
+    it still be on its way, is executed from now on, and their outcomes need not be kept (Ongaro 2014, 6.3). 0: it does
+    not say, and only the latest outcomes are kept. :class:`RequestIds` counts that.
+    """
 
     client: str
     sequence: int
+    settled_below: int = 0
 
     def to_wire(self) -> list[Any]:
-        return [self.client, self.sequence]
+        return [self.client, self.sequence, self.settled_below]
 
     @classmethod
     def from_wire(cls, wire: Any) -> RequestId:
         match wire:
             case [str(client), int(sequence)] if client and sequence >= 0:
                 return cls(client, sequence)
-        raise BadRequest(f"request_id = {wire!r:.100}: expected [client, sequence]")
+            case [str(client), int(sequence), int(settled)] if client and sequence >= settled >= 0:
+                return cls(client, sequence, settled)
+        raise BadRequest(
+            f"request_id = {wire!r:.100}: expected [client, sequence] or [client, sequence, first sequence not settled]"
+        )
+
+
+class RequestIds:
+    """The request ids of one client, whose name nobody else ever has, and which of them it still waits for."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self._last = 0
+        self._open: dict[int, None] = {}  # ascending
+
+    def new(self) -> RequestId:
+        """It is waited for until :meth:`settle`."""
+        self._last += 1
+        self._open[self._last] = None
+        return RequestId(self.client, self._last, next(iter(self._open)))
+
+    def settle(self, request: RequestId) -> None:
+        """Its outcome is known, or nobody will ask for it again."""
+        self._open.pop(request.sequence, None)
 
 
 @dataclass(frozen=True, slots=True)

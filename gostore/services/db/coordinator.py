@@ -138,7 +138,7 @@ class Coordinator:
     async def _await_outcome(self, request: Any, transaction: str, deadline_s: float) -> Outcome:
         """The request was in the log already; somebody drives it."""
         decided = self._decided.setdefault(transaction, asyncio.Event())
-        client, sequence, _ = request
+        client, sequence, *_ = request
         while (outcome := self._shard.machine.outcome_of(client, sequence)) is not None and outcome[0] == "pending":
             try:
                 async with asyncio.timeout_at(deadline_s):

@@ -30,6 +30,7 @@ from gostore.core.keyvalue import (
     RangeRead,
     Read,
     RequestId,
+    RequestIds,
     Versioned,
     Write,
     prefix_end,
@@ -97,6 +98,7 @@ class Database:
         self._config = config
         self._client = client
         self._sequence = 0
+        self._requests = RequestIds(client)
         self._known: dict[str, Container] = {}
 
     def shard_of(self, container: Container, key: str) -> int:
@@ -413,10 +415,7 @@ class Database:
         """See ``KeyValue``. ``repeated``: this request id was sent before and may have had its effect."""
         all_reads = list(dict.fromkeys(reads)) if reads else []
         operands = self._check(all_reads, writes)
-        if request_id is None:
-            self._sequence += 1
-            request_id = RequestId(self._client, self._sequence)
-        request = request_id.to_wire()
+        request = self._requests.new() if request_id is None else request_id
         deadline_s = self._router.deadline(timeout_s)
 
         def run(found: dict[str, Container]) -> Awaitable[Committed]:
@@ -430,6 +429,9 @@ class Database:
                 # An attempt before may have had its effect: nobody was reached now, or the container went after it.
                 error.definite = False
             raise
+        finally:
+            if request_id is None:
+                self._requests.settle(request)
 
     async def commit_all(self, wanted: Sequence[Wanted], *, repeated: bool = False) -> list[Committed | GoStoreError]:
         """Transactions that have nothing to do with one another: of each what :meth:`commit` returns or raises.
@@ -450,7 +452,7 @@ class Database:
                 alone.append(place)
             else:
                 ((shard, *rest),) = parts
-                shards.setdefault(shard, []).append((place, [request_id.to_wire(), *rest]))
+                shards.setdefault(shard, []).append((place, [request_id, *rest]))
 
         async def one(place: int, again: bool) -> None:
             reads, writes, request_id = wanted[place]
@@ -468,7 +470,7 @@ class Database:
             def args(again: bool) -> list[Any]:
                 nonlocal doubtful
                 doubtful = again  # an attempt before may have had its effect, whatever this one comes to
-                return [[[[*request, again or repeated], *rest] for _, (request, *rest) in items]]
+                return [[[self._logged(request, again or repeated), *rest] for _, (request, *rest) in items]]
 
             try:
                 outcomes = await self._router.call_again(shard, "commits", args, deadline_s)
@@ -521,20 +523,26 @@ class Database:
         for operation in (*reads, *writes):
             self._known.pop(operation.container, None)
 
+    def _logged(self, request: RequestId, repeated: bool) -> list[Any]:
+        """A request id as it stands in the log."""
+        logged = [request.client, request.sequence, repeated]
+        # Stamps are no order of time: what the client waited for before may be executed after what it asked for then.
+        return logged if self._config.replication == "quorum" else [*logged, request.settled_below]
+
     async def _commit_parts(
-        self, parts: list[list[Any]], request: list[Any], repeated: bool, deadline_s: float
+        self, parts: list[list[Any]], request: RequestId, repeated: bool, deadline_s: float
     ) -> Committed:
         if not parts:
             return Committed({})
         shard, reads, writes = parts[0]
         if len(parts) == 1:
             outcome = await self._router.call_again(
-                shard, "commit", lambda again: [[*request, again or repeated], reads, writes], deadline_s
+                shard, "commit", lambda again: [self._logged(request, again or repeated), reads, writes], deadline_s
             )
             index = succeed(outcome)
             return Committed({shard: index} if writes else {})
         outcome, versions = await self._router.call_again(
-            shard, "coordinate", lambda again: [[*request, again or repeated], parts], deadline_s
+            shard, "coordinate", lambda again: [self._logged(request, again or repeated), parts], deadline_s
         )
         index = succeed(outcome)
         written = {part[0] for part in parts if part[2]}

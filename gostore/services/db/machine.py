@@ -21,10 +21,13 @@ decision itself, at the others its execution               (index 0: nothing was
 ``["drop", container]``                                    ``["ok", index]``
 =========================================================  ============================================================
 
-Sessions. A request id is ``[client, sequence, repeated]``. The outcome of a request is kept and given again, so that a
-request that is in the log twice is executed once. Memory is bounded: per client the last
-:data:`SESSION_OUTCOMES_MAX` outcomes, and the :data:`SESSIONS_MAX` clients heard last; a *repeated* request whose
-outcome may have been dropped is refused as ``["forgotten"]`` and never guessed at.
+Sessions. A request id is ``[client, sequence, repeated, settled below]``. The outcome of a request is kept and given
+again, so that a request that is in the log twice is executed once. What its client waits for no longer (*settled
+below*) is not kept; it is refused as ``["forgotten"]``, for an attempt may come late, even the first one: from a node
+that stood still, say, while another one served the second. Memory is bounded: of a client that does not say what it
+waits for, the last :data:`SESSION_OUTCOMES_MAX` outcomes, and the :data:`SESSIONS_MAX` clients heard last; a request
+whose outcome may have been dropped is refused as well, and never guessed at. (Logs of the first version have no
+*settled below*.)
 
 A shard that coordinates is a client too, at the shards that take part: its requests are the transactions, their
 sequence numbers the indices of their ``begin``. What was executed is remembered like that, so that a ``prepare`` that
@@ -59,7 +62,10 @@ SESSIONS_MAX: Final = 1024
 """Clients remembered per shard. A client is a node, or a notebook that talks to one."""
 
 SESSION_OUTCOMES_MAX: Final = 512
-"""Outcomes kept per client and shard; more requests than this are not repeated so much later."""
+"""Outcomes kept in a shard for a client that does not say which ones it waits for."""
+
+SESSION_OPEN_MAX: Final = 65_536
+"""Outcomes kept for one that says it, from the oldest that it waits for on: what may overtake that one."""
 
 PREPARED_MAX: Final = 1024
 """Transactions across shards that may hold locks in one shard; more are refused as a conflict."""
@@ -110,7 +116,13 @@ class Coordinated:
 class _Session:
     outcomes: OrderedDict[int, Outcome] = field(default_factory=OrderedDict)
     dropped: int = -1
-    """The greatest sequence number whose outcome was dropped."""
+    """What was not executed up to this sequence number never will be; nor is its outcome known any more."""
+
+    def settle(self, below: int) -> None:
+        """The client waits for nothing below this number."""
+        self.dropped = below - 1
+        while self.outcomes and next(iter(self.outcomes)) < below:
+            self.outcomes.popitem(last=False)
 
 
 def _as_request(transaction: str, coordinator: int) -> tuple[str, int]:
@@ -178,7 +190,7 @@ class ShardMachine:
     def _once(self, request: Any, execute: Callable[..., Outcome], *args: Any) -> Outcome:
         if request is None:
             return execute(*args)
-        client, sequence, repeated = request
+        client, sequence, repeated, *settled = request
         session = self._sessions.get(client)
         if session is None:
             if repeated and self._sessions_dropped:
@@ -188,10 +200,13 @@ class ShardMachine:
                 self._sessions.popitem(last=False)
                 self._sessions_dropped = True
         self._sessions.move_to_end(client)
+        if settled and settled[0] > session.dropped + 1:
+            session.settle(settled[0])
         known = session.outcomes.get(sequence)
         if known is not None:
             return known
-        if repeated and sequence <= session.dropped:
+        if sequence <= session.dropped and (repeated or settled):
+            # Also one that does not say that it is repeated: an attempt after it may have come before it.
             return ["forgotten"]
         outcome = execute(*args)
         if outcome[0] == "dropped":
@@ -199,7 +214,7 @@ class ShardMachine:
             return outcome
         # Whoever repeats a request that is being driven must wait for it, and not drive it a second time.
         session.outcomes[sequence] = ["pending", outcome[1]] if outcome[0] == "begun" else outcome
-        if len(session.outcomes) > SESSION_OUTCOMES_MAX:
+        if len(session.outcomes) > (SESSION_OPEN_MAX if settled and settled[0] else SESSION_OUTCOMES_MAX):
             session.dropped = max(session.dropped, session.outcomes.popitem(last=False)[0])
         return outcome
 
@@ -297,7 +312,7 @@ class ShardMachine:
     def _settle_session(self, coordinated: Coordinated, index: int) -> None:
         if coordinated.request is None:
             return
-        client, sequence, _ = coordinated.request
+        client, sequence, *_ = coordinated.request
         session = self._sessions.get(client)
         if session is None or sequence not in session.outcomes:
             return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from gostore.core.errors import Conflict, Forgotten, GoStoreError
-from gostore.core.keyvalue import Committed, KeyValue, PointRead, Read, RequestId, Write
+from gostore.core.keyvalue import Committed, KeyValue, PointRead, Read, RequestId, RequestIds, Write
 from gostore.env import Env
 
 T = TypeVar("T")
@@ -34,8 +33,7 @@ class Transactions:
     def __init__(self, env: Env, kv: KeyValue, client: str) -> None:
         self._env = env
         self._kv = kv
-        self._client = client
-        self._sequence = 0
+        self._requests = RequestIds(client)
         self._sealing = 0
         self.conflicts = 0
         self.on_sealed: Callable[[], None] = lambda: None
@@ -52,32 +50,44 @@ class Transactions:
         Raises what db answers; and when it does not answer, the first error that left the outcome in doubt: that a
         repeat surely did nothing says nothing of the attempt before it.
         """
-        request_id = self.new_request()
-        doubt: GoStoreError | None = None
+        request_id = self._requests.new()
+        in_doubt = True
         try:
-            for _ in range(COMMIT_REPEATS_MAX + 1):
-                try:
-                    return await self._kv.commit(reads, writes, request_id=request_id, repeated=doubt is not None)
-                except Conflict:
-                    raise
-                except GoStoreError as error:
-                    if doubt is None:
-                        if error.definite:
-                            raise
-                        doubt = error
-        except asyncio.CancelledError:
-            self._seal_later(request_id, writes)
+            committed = await self._attempts(request_id, reads, writes)
+            in_doubt = False
+            return committed
+        except GoStoreError as error:
+            in_doubt = not error.definite
             raise
+        finally:
+            if not (in_doubt and self._seal_later(request_id, writes)):
+                self._requests.settle(request_id)
+
+    async def _attempts(self, request_id: RequestId, reads: Sequence[Read], writes: Sequence[Write]) -> Committed:
+        doubt: GoStoreError | None = None
+        for _ in range(COMMIT_REPEATS_MAX + 1):
+            try:
+                return await self._kv.commit(reads, writes, request_id=request_id, repeated=doubt is not None)
+            except Conflict:
+                raise
+            except GoStoreError as error:
+                if doubt is None:
+                    if error.definite:
+                        raise
+                    doubt = error
         assert doubt is not None, "only a doubt is repeated"
-        self._seal_later(request_id, writes)
         raise doubt
 
-    def _seal_later(self, request_id: RequestId, writes: Sequence[Write]) -> None:
+    def _seal_later(self, request_id: RequestId, writes: Sequence[Write]) -> bool:
+        """Whether it will be sealed."""
         if not writes or self._sealing >= SEALS_MAX:
-            return
-        with contextlib.suppress(RuntimeError):  # the node is stopping
+            return False
+        try:
             self._env.tasks.start(self._seal(request_id, writes[0]), name="seal a commit in doubt")
-            self._sealing += 1
+        except RuntimeError:  # the node is stopping
+            return False
+        self._sealing += 1
+        return True
 
     async def _seal(self, request_id: RequestId, write: Write) -> None:
         """End a commit in doubt: have something that cannot hold committed under its request id, so that either that
@@ -100,6 +110,7 @@ class Transactions:
                 pause_s = min(2 * pause_s, pause_max_s)
         finally:
             self._sealing -= 1
+            self._requests.settle(request_id)
             self.on_sealed()
 
     async def retry(self, attempt: Callable[[], Awaitable[T]], what: str, conflicted: Callable[[], None]) -> T:
@@ -122,10 +133,6 @@ class Transactions:
 
     async def back_off(self, number: int) -> None:
         await asyncio.sleep(self._env.rng.uniform(0, min(BACK_OFF_S * 2**number, BACK_OFF_S_MAX)))
-
-    def new_request(self) -> RequestId:
-        self._sequence += 1
-        return RequestId(self._client, self._sequence)
 
     def new_id(self) -> str:
         """96 random bits: no two of a cluster's directories, writes or intents share one."""
