@@ -17,7 +17,8 @@ locks, and becomes their coordinator                       decision is not there
 validates and locks, on behalf of the coordinator
 ``["decide", id, commit]``: at the coordinator the         ``["decided", commit, index]``: the one that stands
 decision itself, at the others its execution               (index 0: nothing was prepared here, or it is done)
-``["forget", id]``: every shard has executed it            ``["ok", index]``
+``["forget", id]``: it was aborted, or every shard has      ``["ok", index]``
+executed it
 ``["drop", container]``                                    ``["ok", index]``
 =========================================================  ============================================================
 
@@ -36,9 +37,10 @@ comes late, while the coordinator still answers "committed", is refused and not 
 Two-phase commit (Gray, "Notes on Data Base Operating Systems", 1978; with logged participants and coordinator as in
 Corbett et al., "Spanner", OSDI 2012, section 4.2.1). A transaction's id is (coordinator shard, generation, index of its
 ``begin``): no other ever has it. The decision is an entry of the coordinator's log; ``commit`` can only be decided
-while the ``begin`` is pending, and a decision is forgotten only after every shard has executed it. Hence a coordinator
-that does not know an id can answer "aborted" with certainty, and a pending one can be aborted by an entry of the log:
-no lock stays for ever.
+while the ``begin`` is pending, and ``commit`` is forgotten only after every shard has executed it. Hence a coordinator
+that does not know an id can answer "aborted" with certainty, so that it need not remember what it aborted (presumed
+abort: Mohan, Lindsay and Obermarck, "Transaction management in the R* distributed database management system", TODS
+1986), and a pending one can be aborted by an entry of the log: no lock stays for ever.
 """
 
 from __future__ import annotations

@@ -10,13 +10,17 @@ import pytest
 from gostore.core.errors import (
     Conflict,
     GoStoreError,
+    Unavailable,
 )
 from gostore.core.events import Event
+from gostore.core.keyvalue import Write
 from gostore.core.transaction import Transaction, transact
 from gostore.core.values import pack
 from gostore.services.db import coordinator
 
 from .bed import ONE_LOG, Cluster, begin, play, put, until
+
+COMMITS = 40
 
 
 @pytest.mark.parametrize("replication", ONE_LOG)
@@ -228,5 +232,100 @@ def test_read_only_transactions_across_shards_are_validated() -> None:
         assert await t.get("t", second) == 2, "another shard, a later snapshot"
         with pytest.raises(Conflict):
             await t.commit()
+
+    play(scenario)
+
+
+def tasks_of_transactions(cluster: Cluster) -> list[str]:
+    """Of the coordinators at running nodes."""
+    kinds = ("db-transaction", "db-prepare", "db-decide", "db-forget", "db-abort")
+    names = [task.get_name() for node in cluster.running for task in cluster.world.nodes[node].env.tasks._tasks]
+    return [name for name in names if name.partition("/")[2].startswith(kinds)]
+
+
+def test_refused_transactions_leave_nothing_while_a_shard_lacks_its_majority() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+
+        # Whose primary stays: it logs what it is asked to prepare, and must get rid of it later.
+        lost = next(shard for shard in range(4) if cluster.names[0] not in cluster.owners(shard)[1:])
+        down = cluster.owners(lost)[1:]
+        good = next(shard for shard in range(4) if len(set(cluster.owners(shard)) & set(down)) < 2)
+        accounts = [cluster.key_of(good, number) for number in range(COMMITS)]
+        partners = [cluster.key_of(lost, number) for number in range(COMMITS)]
+        for name in (*accounts, *partners):
+            await db.commit([], [put(name, 100)])
+        for node in down:
+            cluster.crash(node, told=False)
+
+        async def move(source: str, target: str) -> None:
+            # The coordinator is the shard that is written first.
+            writes = [Write("add", "t", source, -10), Write("add", "t", target, 10)]
+            await db.commit([], writes, timeout_s=20.0)
+
+        answers = await asyncio.gather(*map(move, accounts, partners), return_exceptions=True)
+        assert all(isinstance(answer, Unavailable | Conflict) and answer.definite for answer in answers), answers
+        await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.running))
+        await until(lambda: not tasks_of_transactions(cluster))
+        for node in down:
+            await cluster.restart(node)
+        await cluster.settled()
+        await until(lambda: all(cluster.services[n].statistics()["prepared"] == 0 for n in cluster.names))
+        page = await db.scan("t")
+        assert [entry.value for entry in page.entries] == [100] * 2 * COMMITS
+        await asyncio.gather(*map(move, accounts, partners))
+        page = await db.scan("t")
+        assert sum(entry.value for entry in page.entries) == 100 * 2 * COMMITS
+        await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.names))
+        await cluster.converged()
+
+    play(scenario, nodes=5)
+
+
+def test_a_participant_that_missed_the_abort_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told once; when that is lost, its locks stay until it has asked, and the coordinator knows of nothing."""
+
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+        keys = [cluster.key_of(shard) for shard in range(3)]
+        lost: list[str] = []
+        asked: list[tuple[str, bool]] = []
+        decision = coordinator.Coordinator.decision
+
+        async def heard(self: Any, transaction: str, deadline_s: float) -> Any:
+            asked.append((transaction, transaction in self._shard.machine.coordinated))
+            return await decision(self, transaction, deadline_s)
+
+        class Network:
+            """Shard 1 cannot prepare, and no decision reaches shard 2."""
+
+            def __init__(self, shards: Any) -> None:
+                self._shards = shards
+
+            async def call(self, shard: int, function: str, args: list[Any], deadline_s: float) -> Any:
+                if (shard, function) == (1, "prepare"):
+                    # Not before the other has its locks, so that it is told after that.
+                    await until(lambda: bool(participant.prepared))
+                    raise Unavailable("lost")
+                if (shard, function) == (2, "decide"):
+                    lost.append(args[0])
+                    raise Unavailable("lost")
+                return await self._shards.call(shard, function, args, deadline_s)
+
+        monkeypatch.setattr(coordinator.Coordinator, "decision", heard)
+        participant = cluster.machine(cluster.primary(2), 2)
+        driver = cluster.services[cluster.primary(0)]._shards[0].coordinator
+        driver._shards = Network(driver._shards)
+        with pytest.raises(Unavailable):
+            await db.commit([], [put(key, "aborted") for key in keys])
+        await until(lambda: all(cluster.services[n].statistics()["coordinated"] == 0 for n in cluster.running))
+        assert participant.prepared, "nothing has reached it"
+        await until(lambda: not participant.prepared)
+        assert asked == [(lost[0], False)], "the coordinator did not know it any more"
+        assert len(lost) == 1
+        await db.commit([], [put(keys[2], "mine")])
+        assert [(await db.get("t", key)).value for key in keys] == [None, None, "mine"]
 
     play(scenario)
