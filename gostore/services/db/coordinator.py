@@ -47,7 +47,7 @@ DECIDE_TIMEOUT_S: Final = 5.0
 IN_DOUBT_S: Final = 1.0
 """A participant asks so long after it prepared, and then again and again. Must leave the driver time to decide."""
 
-DOUBTS_ASKED_MAX: Final = 32
+DOUBTS_ASKED_MAX: Final = 128
 """Questions to one coordinator at a time; the others wait for the next round."""
 
 PAUSE_S: Final = (0.05, 1.0)
