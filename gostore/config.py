@@ -26,6 +26,9 @@ KIB = 1024
 MIB = 1024 * KIB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
+OBJECT_OVERHEAD_BYTES_MAX = 16 * KIB
+"""Of a message or a record beside the value of an object and keys: its frame, names, the path."""
+
 
 def setting(
     default: Any = dataclasses.MISSING,
@@ -262,11 +265,28 @@ class NodeConfig(Section):
                         f"db.{name} = {getattr(self.db, name)}: allowed are values from 1 to {self.ring.replicas}, as "
                         f"ring.replicas = {self.ring.replicas}"
                     )
+        self._check_sizes()
         for slot, policy in self.policies.items():
             try:
                 PolicySource.from_wire(policy)
             except ValueError as error:
                 raise ConfigError(f"policies.{slot}: {error}") from None
+
+    def _check_sizes(self) -> None:
+        """An object that fits no message or no record could never be read or copied again."""
+        db = self.db
+        scanned = 2 * db.shards + 2  # keys beside the object: the range that was read of each shard, and where to go on
+        for name, size_max, keys in (
+            ("comm.message_size_bytes_max", self.comm.message_size_bytes_max, scanned),
+            ("storage.record_size_bytes_max", self.storage.record_size_bytes_max, 1),
+        ):
+            room = OBJECT_OVERHEAD_BYTES_MAX + keys * db.key_size_bytes_max
+            if db.value_size_bytes_max + room > size_max:
+                raise ConfigError(
+                    f"db.value_size_bytes_max = {db.value_size_bytes_max}, {name} = {size_max}: an object must fit, "
+                    f"with {room} bytes beside it; set {name} to at least {db.value_size_bytes_max + room}, or "
+                    f"db.value_size_bytes_max to at most {size_max - room}"
+                )
 
     @classmethod
     def load(

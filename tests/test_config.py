@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gostore.config import NodeConfig
+from gostore.config import KIB, MIB, NodeConfig
 from gostore.core.errors import ConfigError
 
 GOOD: dict[str, Any] = {"name": "n1", "secret": "0123456789abcdef", "data_dir": "/tmp/x"}
@@ -40,6 +41,31 @@ def test_a_mistake_names_field_value_and_what_is_allowed(change: dict[str, Any],
     for part in parts:
         assert part in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "size_max", "room"),
+    [
+        ("comm", "message_size_bytes_max", 8 * MIB, 16 * KIB + 34 * KIB),
+        ("storage", "record_size_bytes_max", 4 * MIB, 16 * KIB + KIB),
+    ],
+)
+def test_a_value_must_fit_a_message_and_a_record(section: str, name: str, size_max: int, room: int) -> None:
+    for settings in (
+        {section: {name: size_max}, "db": {"value_size_bytes_max": size_max - room + 1}},
+        {section: {name: size_max}, "db": {"value_size_bytes_max": size_max - room, "key_size_bytes_max": 2 * KIB}},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            NodeConfig.from_dict({**GOOD, **settings})
+        for part in (f"db.value_size_bytes_max = {settings['db']['value_size_bytes_max']}", f"{section}.{name} = "):
+            assert part in caught.value.message
+        least = re.search(r"to at least (\d+), or db.value_size_bytes_max to at most (\d+)", caught.value.message)
+        assert least is not None
+        # Either of what it says to change is enough.
+        NodeConfig.from_dict({**GOOD, **settings, section: {name: int(least[1])}})
+        settings["db"]["value_size_bytes_max"] = int(least[2])
+        NodeConfig.from_dict({**GOOD, **settings})
+    NodeConfig.from_dict({**GOOD, section: {name: size_max}, "db": {"value_size_bytes_max": size_max - room}})
 
 
 def test_a_missing_secret_is_named() -> None:

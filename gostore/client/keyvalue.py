@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gostore.client.connection import Connection
+from gostore.core.errors import TooLarge
 from gostore.core.keyvalue import SCAN_LIMIT_MAX, Committed, Page, Path, Read, RequestId, Versioned, Write
 
 
@@ -23,6 +24,13 @@ class RemoteKeyValue:
         connection = self._connection()
         reply = await connection.call("db", function, *args, via=self._via, repeatable=repeatable, timeout_s=timeout_s)
         return reply.value
+
+    async def _read(self, function: str, *args: Any, timeout_s: float | None) -> Any:
+        try:
+            return await self._ask(function, *args, timeout_s=timeout_s)
+        except TooLarge as error:
+            error.definite = True  # of an answer, so it could not be known what its request had done: nothing
+            raise
 
     async def create_container(
         self, name: str, *, separator: str | None = None, replication: str | None = None
@@ -46,7 +54,7 @@ class RemoteKeyValue:
         timeout_s: float | None = None,
     ) -> Versioned:
         args = (container, key, list(path), _pairs(snapshot), consistency)
-        wire = await self._ask("get", *args, timeout_s=timeout_s)
+        wire = await self._read("get", *args, timeout_s=timeout_s)
         return Versioned.from_wire(wire)
 
     async def scan(
@@ -60,7 +68,7 @@ class RemoteKeyValue:
         snapshot: Mapping[int, int] | None = None,
         timeout_s: float | None = None,
     ) -> Page:
-        wire = await self._ask("scan", container, prefix, start, end, limit, _pairs(snapshot), timeout_s=timeout_s)
+        wire = await self._read("scan", container, prefix, start, end, limit, _pairs(snapshot), timeout_s=timeout_s)
         return Page.from_wire(wire)
 
     async def commit(

@@ -307,7 +307,10 @@ class Watch(SyncTwins):
             reply = await connection.call_node(
                 node, "db", "changes", *self._range, since, wait_s, timeout_s=wait_s + ANSWER_S
             )
-            found = reply.value
+            answers: list[Any] = reply.value
+            found = answers
+            if any(len(answer) == 2 and _is_dropped(answer[1]) for answer in answers):
+                await self._check_dropped(connection)
         except GoStoreError as error:
             found = error
             if not isinstance(error, Unavailable):
@@ -315,6 +318,22 @@ class Watch(SyncTwins):
         finally:
             self._answers.append((node, shards, found))
             self._arrived.set()
+
+    async def _check_dropped(self, connection: Connection) -> None:
+        """Raises ``Unavailable``, so that the shard is asked again, unless the container was dropped indeed.
+
+        A shard that has forgotten some dropped containers takes for dropped what it does not know, until a node looks
+        the container up; see :mod:`gostore.services.db.drops`.
+        """
+        assert self._range is not None
+        try:
+            reply = await connection.call("db", "watch", *self._what, repeatable=True, timeout_s=ANSWER_S)
+        except NotFound:
+            return
+        except GoStoreError as error:
+            raise Unavailable(f"whether the container was dropped is not known: {error.message}") from None
+        if reply.value[0] == self._range[0]:
+            raise Unavailable("the shard had forgotten that the container is there")
 
     def _take(self, node: str, shards: list[int], found: list[Any] | GoStoreError) -> None:
         if isinstance(found, GoStoreError):
@@ -359,6 +378,10 @@ class Watch(SyncTwins):
         if isinstance(error, Compacted):
             return self._gap(error)
         return Unavailable(f"shard {shard} cannot be watched for {self._timeout_s:g} s: {error.message}")
+
+
+def _is_dropped(error: Any) -> bool:
+    return isinstance(found := error_from_wire(error), NotFound) and "dropped" in found.details
 
 
 def _checked(since: Any) -> int | Mapping[int, int] | None:

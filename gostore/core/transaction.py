@@ -17,7 +17,6 @@ node and a client on the other side of a network use the same one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from copy import deepcopy
 from typing import Any, TypeVar
 
 from gostore.core.errors import BadRequest, Conflict
@@ -26,6 +25,7 @@ from gostore.core.keyvalue import (
     Committed,
     Entry,
     KeyValue,
+    Path,
     PointRead,
     Read,
     Value,
@@ -33,7 +33,17 @@ from gostore.core.keyvalue import (
     Write,
     prefix_end,
 )
-from gostore.core.values import MISSING, add_at, check_path, delete_at, get_at, set_at
+from gostore.core.values import (
+    MISSING,
+    add_at,
+    check_path,
+    check_value,
+    delete_at,
+    get_at,
+    kind_of,
+    private_copy,
+    set_at,
+)
 
 T = TypeVar("T")
 
@@ -70,7 +80,7 @@ class Transaction:
         Raises ``WrongType``, ``NotFound`` (container), ``Conflict`` (the snapshot is gone: run again).
         """
         self._check_open()
-        accessors = tuple(path)
+        accessors = _accessors(path)
         check_path(accessors)
         root = self._with_writes((container, key), await self._read(container, key))
         value = root if root is MISSING else get_at(root, accessors)
@@ -88,6 +98,9 @@ class Transaction:
         Own writes have version 0. What was scanned is validated as a whole: a new key in it is a conflict.
         """
         self._check_open()
+        _check_strings(container=container, prefix=prefix, start=start, end="" if end is None else end)
+        if type(limit) is not int:
+            raise BadRequest(f"limit: expected an integer, not {kind_of(limit)}")
         start = max(start, prefix)
         bounds = [bound for bound in (end, prefix_end(prefix) if prefix else None) if bound is not None]
         stop = min(bounds) if bounds else None
@@ -107,6 +120,7 @@ class Transaction:
 
     async def _read(self, container: str, key: str) -> Versioned:
         """The whole object as the snapshot has it; asked for once."""
+        _check_strings(container=container, key=key)
         seen = self._seen.get((container, key))
         if seen is None:
             seen = await self._store.get(container, key, snapshot=self._snapshot)
@@ -117,18 +131,18 @@ class Transaction:
 
     def _with_writes(self, place: Place, seen: Versioned) -> Value:
         """A private copy of the object after this transaction's own writes."""
-        return self._replay(place, deepcopy(seen.value) if seen.found else MISSING)
+        return self._replay(place, private_copy(seen.value) if seen.found else MISSING)
 
     def _replay(self, place: Place, root: Value) -> Value:
         for write in self._writes.get(place, ()):
             if not write.path and write.operation != "add":
-                root = deepcopy(write.value) if write.operation == "set" else MISSING
+                root = private_copy(write.value) if write.operation == "set" else MISSING
                 continue
             if root is MISSING and write.operation == "delete":
                 continue
             before = None if root is MISSING else root
             if write.operation == "set":
-                root = set_at(before, write.path, deepcopy(write.value))
+                root = set_at(before, write.path, private_copy(write.value))
             elif write.operation == "delete":
                 root = delete_at(before, write.path)
             else:
@@ -142,7 +156,7 @@ class Transaction:
             if place[0] != container or key < start or (end is not None and key >= end):
                 continue
             entry = merged.pop(key, None)
-            value = self._replay(place, MISSING if entry is None else deepcopy(entry.value))
+            value = self._replay(place, MISSING if entry is None else private_copy(entry.value))
             if value is not MISSING:
                 merged[key] = Entry(key, value, 0)
         return [merged[key] for key in sorted(merged)]
@@ -151,18 +165,21 @@ class Transaction:
 
     def set(self, container: str, key: str, value: Value, path: Sequence[str | int] = ()) -> None:
         """Store ``value``; with a path at that place of the object, creating what is missing on the way."""
-        self._write(Write("set", container, key, deepcopy(value), tuple(path)))
+        check_value(value)
+        self._write(Write("set", container, key, private_copy(value), _accessors(path)))
 
     def delete(self, container: str, key: str, path: Sequence[str | int] = ()) -> None:
         """Remove the object, or what is at a path of it; absent is fine."""
-        self._write(Write("delete", container, key, None, tuple(path)))
+        self._write(Write("delete", container, key, None, _accessors(path)))
 
     def add(self, container: str, key: str, amount: float, path: Sequence[str | int] = ()) -> None:
         """Add to the number at a path (absent: 0). Two transactions that only add never conflict."""
-        self._write(Write("add", container, key, amount, tuple(path)))
+        check_value(amount)
+        self._write(Write("add", container, key, amount, _accessors(path)))
 
     def _write(self, write: Write) -> None:
         self._check_open()
+        _check_strings(container=write.container, key=write.key)
         check_path(write.path)
         place = (write.container, write.key)
         if not write.path and write.operation != "add":
@@ -201,6 +218,23 @@ class Transaction:
             self.abort()
         elif not self._finished:
             await self.commit()
+
+
+def _check_strings(**arguments: Any) -> None:
+    """Raises ``BadRequest``."""
+    for name, text in arguments.items():
+        if not isinstance(text, str):
+            raise BadRequest(f"{name}: expected a string, not {kind_of(text)}")
+
+
+def _accessors(path: Any) -> Path:
+    """Raises ``BadRequest``."""
+    if not isinstance(path, (list, tuple)):
+        raise BadRequest(f"path: expected a list or tuple of names and numbers, not {kind_of(path)}")
+    for part in path:
+        if not isinstance(part, (str, int)) or isinstance(part, bool):
+            raise BadRequest(f"path: an accessor is a name or a number, not {kind_of(part)}")
+    return tuple(path)
 
 
 async def transact(

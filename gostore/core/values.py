@@ -168,8 +168,11 @@ def add_at(root: Value, path: Path, amount: Value) -> Value:
     return set_at(root, path, total)
 
 
-def _check(value: Value) -> None:
-    """One level at a time, so that depth is bounded by the loop and not by the stack."""
+def check_value(value: Value) -> None:
+    """Raises ``BadRequest`` for what cannot be stored.
+
+    One level at a time, so that depth is bounded by the loop and not by the stack.
+    """
     if type(value) in (str, bytes):
         return
     level: list[Value] = [value]
@@ -201,7 +204,7 @@ def _check(value: Value) -> None:
 
 def pack(value: Value, size_bytes_max: int) -> bytes:
     """The packed form. Raises ``BadRequest`` for what cannot be stored, ``TooLarge`` above ``size_bytes_max``."""
-    _check(value)
+    check_value(value)
     try:
         packed = packing.pack(value)
     except UnicodeEncodeError as error:
@@ -211,6 +214,17 @@ def pack(value: Value, size_bytes_max: int) -> bytes:
     if len(packed) > size_bytes_max:
         raise TooLarge(f"the value has {len(packed)} bytes packed; at most {size_bytes_max} are allowed")
     return packed
+
+
+def private_copy(value: Value) -> Value:
+    """A copy as :func:`unpack` would make it, of a value that passed :func:`check_value`."""
+    if isinstance(value, dict):
+        return {key: private_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [private_copy(item) for item in value]
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    return value
 
 
 def unpack(packed: bytes) -> Value:

@@ -23,11 +23,9 @@ from gostore.core.errors import (
 from gostore.core.keyvalue import (
     SCAN_LIMIT_MAX,
     Committed,
-    Entry,
     Page,
     Path,
     PointRead,
-    RangeRead,
     Read,
     RequestId,
     RequestIds,
@@ -35,11 +33,13 @@ from gostore.core.keyvalue import (
     Write,
     prefix_end,
 )
-from gostore.core.values import check_path, check_text, pack, unpack
+from gostore.core.values import check_path, check_text, pack
 from gostore.env import Env
+from gostore.services.db.drops import admit_in, drop_in, drops_in
+from gostore.services.db.pages import merge_pages
 from gostore.services.db.replication import together
 from gostore.services.db.router import RETRIED, Router
-from gostore.services.db.shard import SCAN_SIZE_BYTES_MAX, succeed
+from gostore.services.db.shard import succeed
 
 T = TypeVar("T")
 
@@ -61,7 +61,8 @@ LINEARIZABLE: Final = "linearizable"
 CONSISTENCIES: Final = (LINEARIZABLE, "stale")
 """Of a read. ``stale`` costs no message where this node holds a copy, and may lag behind by any time."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""Of a container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ class Database:
         self, name: str, *, separator: str | None = None, replication: str | None = None, shown: str | None = None
     ) -> None:
         """See ``KeyValue``. ``shown``: the name that errors and events give to what is in it; else its own."""
-        if not _NAME.fullmatch(name):
-            raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
+        if not NAME.fullmatch(name):
+            raise BadRequest(f"container = {name!r:.100}: allowed is what matches {NAME.pattern}")
         if separator is not None:
             check_text("separator", separator, 16)
         here = self._config.replication
@@ -168,7 +169,7 @@ class Database:
         try:
             deadline_s = self._router.deadline(None)
             await self._all_shards(
-                range(self._config.shards), lambda shard: self._router.call(shard, "drop", [found.physical], deadline_s)
+                range(self._config.shards), lambda shard: drop_in(self._router, shard, found.physical, deadline_s)
             )
             self._known.pop(name, None)
             await self.commit([PointRead(SYSTEM, name, version)], [Write("delete", SYSTEM, name)])
@@ -193,8 +194,8 @@ class Database:
         writes: list[Write] = []
         replaced: list[str] = []
         for staged, name in names.items():
-            if not _NAME.fullmatch(name):
-                raise BadRequest(f"container = {name!r:.100}: allowed is what matches {_NAME.pattern}")
+            if not NAME.fullmatch(name):
+                raise BadRequest(f"container = {name!r:.100}: allowed is what matches {NAME.pattern}")
             new, old = await self.get(SYSTEM, staged), await self.get(SYSTEM, name)
             if old.found and old.value.get("staged") == staged and (not new.found or new.value["dropping"]):
                 if new.found:
@@ -250,7 +251,7 @@ class Database:
             return _SYSTEM
         known = self._known.get(name)
         if known is None:
-            found = await self._lookup(name) if _NAME.fullmatch(name) else None
+            found = await self._lookup(name) if NAME.fullmatch(name) else None
             if found is None or found.dropping:
                 raise self._unknown(name)
             if len(self._known) >= CONTAINERS_MAX:
@@ -261,22 +262,66 @@ class Database:
     def _unknown(self, name: str) -> NotFound:
         return NotFound(f"there is no container {name!r:.100}: create it with create_container({name!r:.100})")
 
-    async def _with_containers(self, names: Iterable[str], run: Callable[[dict[str, Container]], Awaitable[T]]) -> T:
-        """Run with the containers of these names; once again when a remembered one was dropped meanwhile."""
+    async def _container_anew(self, name: str) -> Container:
+        self._known.pop(name, None)
+        return await self._container(name)
+
+    async def _admitted(self, name: str) -> Container:
+        """The container, admitted in all shards."""
+        if name == SYSTEM:
+            return _SYSTEM
+        for _ in range(CREATE_ATTEMPTS_MAX):
+            try:
+                return await self._admit(name)
+            except Conflict:
+                continue  # something was dropped meanwhile, perhaps this
+        raise Unavailable(f"the container {name!r} cannot be admitted: others are dropped all the time: try again")
+
+    async def _admit(self, name: str) -> Container:
+        """See :mod:`gostore.services.db.drops`, also for the order of the steps. Raises ``Conflict``."""
+        shards, deadline_s = range(self._config.shards), self._router.deadline(None)
+        drops = await self._all_shards(shards, lambda shard: drops_in(self._router, shard, deadline_s))
+        found = await self._lookup(name)  # and not what was looked up before
+        if found is None or found.dropping:
+            raise self._unknown(name)
+        await self._all_shards(
+            shards, lambda shard: admit_in(self._router, shard, found.physical, drops[shard], deadline_s)
+        )
+        return found
+
+    async def _with_containers(
+        self, names: Iterable[str], run: Callable[[dict[str, Container]], Awaitable[T]], *, reading: bool = False
+    ) -> T:
+        """Run with the containers of these names; again when a shard says that one was dropped.
+
+        Then what is remembered may be old; or the shard has forgotten so much that it takes for dropped what it does
+        not know. ``reading``: it has no effect, so that a failure is always definite.
+        """
         distinct = tuple(dict.fromkeys(names))
-        try:
-            found = {name: known for name in distinct if (known := self._known.get(name)) is not None}
-            if len(found) < len(distinct):
-                found = {name: await self._container(name) for name in distinct}
-            return await run(found)
-        except NotFound as error:
-            if "dropped" not in error.details:
-                raise
-        for name in distinct:
-            self._known.pop(name, None)
-        return await run({name: await self._container(name) for name in distinct})
+        found = {name: known for name in distinct if (known := self._known.get(name)) is not None}
+        if len(found) < len(distinct):
+            found = {name: await self._container(name) for name in distinct}
+        for again in (self._container_anew, self._admitted):
+            try:
+                return await run(found)
+            except NotFound as error:
+                if "dropped" not in error.details:
+                    raise
+            try:
+                found = {name: await again(name) for name in distinct}
+            except RETRIED as error:
+                # What was refused may be on its way a second time, and find the container admitted by then.
+                raise Unavailable(error.message, definite=reading) from None
+        return await run(found)
 
     # reading
+
+    async def _read_with(self, container: str, run: Callable[[dict[str, Container]], Awaitable[T]]) -> T:
+        try:
+            return await self._with_containers([container], run, reading=True)
+        except TooLarge as error:
+            error.definite = True  # an answer that was too large for its message; of a read, so nothing has happened
+            raise
 
     async def get(
         self,
@@ -297,18 +342,21 @@ class Database:
         check_text("key", key, self._config.key_size_bytes_max)
         check_path(path)
         deadline_s = self._router.deadline(timeout_s)
+        stale = consistency != LINEARIZABLE
 
         async def run(found: dict[str, Container]) -> Versioned:
+            nonlocal stale
             holder = found[container]
             shard = self.shard_of(holder, key)
-            if consistency != LINEARIZABLE:
+            if stale:
+                stale = False  # again it is because the container is another one: the replica here may not know yet
                 args: list[Any] = [holder.physical, key, list(path)]
                 return Versioned.from_wire(await self._router.read_stale(shard, args, deadline_s))
             at = None if snapshot is None else snapshot.get(shard)
             args = [holder.physical, key, list(path), at]
             return Versioned.from_wire(await self._router.read(shard, "get", args, deadline_s))
 
-        return await self._with_containers([container], run)
+        return await self._read_with(container, run)
 
     async def scan(
         self,
@@ -344,7 +392,7 @@ class Database:
             answers = await self._all_shards(shards, scan_shard)
             return merge_pages(container, start, stop, limit, dict(zip(shards, answers, strict=True)))
 
-        return await self._with_containers([container], run)
+        return await self._read_with(container, run)
 
     async def ask_all(self, function: str, args: list[Any], deadline_s: float) -> list[Any]:
         """The answers of all shards' primaries, in order, asked at the same time; raises the first error."""
@@ -384,7 +432,7 @@ class Database:
             ways = [[shard, *position] for shard, position in zip(shards, positions, strict=True)]
             return [holder.physical, text, end, ways]
 
-        return await self._with_containers([container], run)
+        return await self._read_with(container, run)
 
     async def _all_shards(self, shards: Iterable[int], run: Callable[[int], Awaitable[Any]]) -> list[Any]:
         """Ask shards at the same time; raises the first error."""
@@ -592,36 +640,3 @@ class Database:
             wire[1] = holder.physical
             part[1].append(wire)
         return list(parts.values())
-
-
-def merge_pages(container: str, start: str, end: str | None, limit: int, answers: Mapping[int, Any]) -> Page:
-    """One page of the answers of several shards, each [rows of key, version, packed; whether there are more; index].
-
-    What was read of every shard ends where the page ends, and the ranges say so.
-    """
-    rows = sorted(
-        (key, version, packed, shard) for shard, answer in answers.items() for key, version, packed in answer[0]
-    )
-    # No shard that was cut short may be asked for more than it has told.
-    known = [answer[0][-1][0] for answer in answers.values() if answer[1]]
-    cut = min(known) if known else None
-    taken: list[tuple[str, int, bytes, int]] = []
-    size = 0
-    for row in rows:
-        size += len(row[2])
-        if (cut is not None and row[0] > cut) or len(taken) >= limit or (taken and size > SCAN_SIZE_BYTES_MAX):
-            cut = taken[-1][0]
-            break
-        taken.append(row)
-    next_start = None if cut is None else cut + "\0"
-    ranges = []
-    for shard in answers:
-        versions = [version for _, version, _, where in taken if where == shard]
-        upto = end if next_start is None else next_start
-        ranges.append(RangeRead(container, start, upto, shard, len(versions), max(versions, default=0)))
-    return Page(
-        tuple(Entry(key, unpack(packed), version) for key, version, packed, _ in taken),
-        next_start,
-        tuple(ranges),
-        {shard: answer[2] for shard, answer in answers.items()},
-    )

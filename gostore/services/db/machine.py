@@ -75,6 +75,11 @@ PREPARED_MAX: Final = 1024
 DROPPED_MAX: Final = 4096
 """Dropped containers remembered, so that a node that has not heard of it cannot write into one."""
 
+ADMITTED: Final = ".admitted"
+DROPS: Final = "drops"
+"""The container of those that are taken for alive by a shard that may have forgotten dropped ones, and the object in it
+that every drop writes; see :mod:`gostore.services.db.drops`."""
+
 COMMANDS: Final = ("commit", "begin", "prepare", "decide", "forget", "drop")
 """Those of this release. A later format of a command has another name."""
 
@@ -212,7 +217,7 @@ class ShardMachine:
             return ["forgotten"]
         outcome = execute(*args)
         if outcome[0] == "dropped":
-            # It will be refused for ever; and whoever asks again may mean a new container of that name.
+            # Whoever asks again may mean a new container of that name, or has admitted this one.
             return outcome
         # Whoever repeats a request that is being driven must wait for it, and not drive it a second time.
         session.outcomes[sequence] = ["pending", outcome[1]] if outcome[0] == "begun" else outcome
@@ -226,7 +231,12 @@ class ShardMachine:
         return None if session is None else session.outcomes.get(sequence)
 
     def is_dropped(self, container: str) -> bool:
-        return container in self._dropped
+        """Whether it was dropped, or may have been: whoever knows better admits it."""
+        if container in self._dropped:
+            return True
+        if len(self._dropped) < DROPPED_MAX or container.startswith("."):  # none is forgotten; the system's own
+            return False
+        return bool(self.store.version(ADMITTED, DROPS)) and not self.store.version(ADMITTED, container)
 
     def _examine(self, reads: Any, writes: Any) -> tuple[list[Read], dict[Place, bytes | None]] | Outcome:
         """The reads and the new values of a transaction that may commit now, or the refusal."""
@@ -235,7 +245,7 @@ class ShardMachine:
             places = [(container, key) for _, container, key, _, _ in writes]
             if self._dropped:
                 for container in dict.fromkeys([read.container for read in parsed] + [place[0] for place in places]):
-                    if container in self._dropped:
+                    if self.is_dropped(container):
                         return ["dropped", container]
             if parsed or self.locks:
                 clash = find_clash(self.store, self.locks, parsed, places)

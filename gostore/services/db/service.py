@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final, Protocol, cast
 
 from gostore.cluster.view import View, shard_key
@@ -19,7 +19,7 @@ from gostore.core.slots import PolicySource, load_policy
 from gostore.core.transaction import Transaction, transact
 from gostore.env import Env
 from gostore.services.db.backup import Pins, take_cut
-from gostore.services.db.database import LINEARIZABLE, Database, Wanted
+from gostore.services.db.database import LINEARIZABLE, NAME, Database, Wanted
 from gostore.services.db.primary_backup import PrimaryBackup
 from gostore.services.db.quorum import QUORUM_FROM, Quorum
 from gostore.services.db.raft import GROUPS_FROM, RaftReplication
@@ -277,7 +277,7 @@ class DbService:
         """[[shard, version], ...]. ``repeated``: this request id was sent before and may have had its effect."""
         committed = await self.database.commit(
             [read_from_wire(read) for read in reads],
-            [Write.from_wire(write) for write in writes],
+            _writes(writes),
             request_id=None if request_id is None else RequestId.from_wire(request_id),
             repeated=repeated,
         )
@@ -349,7 +349,9 @@ class DbService:
         """Run again on a conflict, a bounded number of times; then raises ``Conflict``."""
 
         async def body(transaction: Transaction) -> list[Value]:
-            return await run_block(transaction, steps)
+            results = await run_block(transaction, steps)
+            _check_writable(transaction.writes)
+            return results
 
         async def pause(attempt: int) -> None:
             longest_s = min(BLOCK_PAUSE_S[0] * 2**attempt, BLOCK_PAUSE_S[1])
@@ -462,13 +464,30 @@ def _snapshot(wire: list[Any] | None) -> dict[int, int] | None:
         raise BadRequest(f"snapshot = {wire!r:.100}: expected [[shard, index], ...]") from None
 
 
+def _writes(wire: list[Any]) -> list[Write]:
+    """Raises ``BadRequest``."""
+    writes = [Write.from_wire(write) for write in wire]
+    _check_writable(writes)
+    return writes
+
+
+def _check_writable(writes: Iterable[Write]) -> None:
+    """Raises ``BadRequest`` for a container of the system: clients may read it, and only db itself writes there."""
+    for write in writes:
+        if write.container.startswith("."):
+            raise BadRequest(
+                f"container = {write.container!r:.100}: names that begin with a dot belong to the system, and can only "
+                f"be read; allowed is what matches {NAME.pattern}"
+            )
+
+
 def _wanted(packed: Any) -> Wanted:
     """Raises ``BadRequest``."""
     try:
         reads, writes, request = wire.unpack(packed)
         return (
             list(dict.fromkeys(read_from_wire(read) for read in reads)),
-            [Write.from_wire(write) for write in writes],
+            _writes(writes),
             RequestId.from_wire(request),
         )
     except (ProtocolError, TypeError, ValueError):
