@@ -45,6 +45,7 @@ from gostore.services.cls.history import History
 from gostore.services.cls.machine import Machine
 from gostore.services.cls.service import MASTERS_GROUP
 from gostore.services.db.raft import GROUPS_FROM
+from gostore.services.db.service import LOGS_FROM
 from gostore.storage import Wal
 
 TERMS_JUMP: Final = 1_000_000
@@ -53,12 +54,17 @@ TERMS_JUMP: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one survivor has of one group."""
+    """What one survivor has of one group. ``configuration``: of ``NOBODY`` if it knows nothing of the group yet.
+
+    ``votes``: whether its vote would count, if it has one: also with an empty log, for that it has promised nothing to
+    anybody; but not while it holds less than it had before it forgot its log (see ``Group.clear``).
+    """
 
     node: str
     term: int
     last: Point
     configuration: Configuration
+    votes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +139,16 @@ async def examine(
     view = _newest_view(wals, cluster)
     if unknown := [name for name in lost if name not in view.members]:
         raise BadRequest(f"there was no node {unknown[0]!r}; there were {', '.join(view.members)}")
-    for name, wal in wals.items():
+    for name in wals:
         if name not in view.members:
             raise BadRequest(f"{name} was never a member; there were {', '.join(view.members)}")
-        if any(wal.last_index(1 + shard) for shard in range(len(view.founders))):
-            raise NotSupported(f"{name} has db.replication = 'primary_backup', which has no majorities to lose")
+    _refuse_other_policies(wals, len(view.founders))
+    members = tuple(name for name, member in view.members.items() if member.state is not NodeState.LEFT)
     repairs, healthy = [], []
-    for number, group in _groups(view):
-        standings = [found for name, wal in wals.items() if (found := _standing(name, wal, number)) is not None]
-        repair = _judge(number, group, standings, tuple(wals), tuple(lost))
+    for number, group, founders in _groups(view):
+        asked = [_standing(name, wal, number, founders) for name, wal in wals.items()]
+        standings = [found for found in asked if found is not None]
+        repair = _judge(number, group, founders, members, standings, tuple(wals), tuple(lost))
         if repair is None:
             healthy.append(group)
         else:
@@ -186,43 +193,73 @@ async def perform(
     return identity
 
 
-def _groups(view: View) -> list[tuple[int, str]]:
+def _refuse_other_policies(wals: Mapping[str, Wal], shards: int) -> None:
+    """Raises ``NotSupported``. Their nodes would not start with the groups of raft that a recovery writes."""
+    advice = "which has no majorities to lose: bring the lost nodes back, or restore a backup into a new cluster"
+    for name, wal in wals.items():
+        for policy, first in LOGS_FROM.items():
+            if policy != "raft" and any(wal.last_index(first + shard) for shard in range(shards)):
+                raise NotSupported(f"{name} has db.replication = {policy!r}, {advice}")
+    # Of raft each node has the beginning of each group, though it holds none of the shards.
+    if not any(wal.last_index(GROUPS_FROM + shard) for wal in wals.values() for shard in range(shards)):
+        raise NotSupported(f"{', '.join(wals)} have another db.replication than 'raft', {advice}")
+
+
+def _groups(view: View) -> list[tuple[int, str, tuple[str, ...]]]:
+    """(number, name, founders); the founders of the masters' group are not known any more."""
     return [
-        (MASTERS_GROUP, "masters"),
-        *((GROUPS_FROM + shard, f"shard {shard}") for shard in range(len(view.founders))),
+        (MASTERS_GROUP, "masters", ()),
+        *((GROUPS_FROM + shard, f"shard {shard}", founders) for shard, founders in enumerate(view.founders)),
     ]
 
 
-def _standing(name: str, wal: Wal, number: int) -> Standing | None:
-    """None for a group of which this node has nothing."""
+def _standing(name: str, wal: Wal, number: int, founders: tuple[str, ...]) -> Standing | None:
+    """None for a group of which this node has no record."""
     if not wal.last_index(number):
-        return None
+        # A founder that has not begun yet. Who came later was asked for its vote only when it had records of the group,
+        # so it has lost them.
+        return Standing(name, 0, ORIGIN, NOBODY, votes=True) if name in founders else None
     journal = Journal(wal, number)
     restored = journal.restored()
     last = Point(restored.last, restored.runs[-1][1] if restored.runs else restored.start.term)
     configuration = restored.configurations[-1][1] if restored.configurations else restored.configuration
-    if configuration == NOBODY:
-        return None
-    return Standing(name, max(restored.hard_state.term, last.term), last, configuration)
+    votes = _age(last) >= _age(journal.tomb)
+    return Standing(name, max(restored.hard_state.term, last.term), last, configuration, votes)
+
+
+def _age(point: Point) -> tuple[int, int]:
+    """The greater one knows more."""
+    return point.term, point.index
 
 
 def _judge(
-    number: int, group: str, standings: Sequence[Standing], survivors: tuple[str, ...], lost: tuple[str, ...]
+    number: int,
+    group: str,
+    founders: tuple[str, ...],
+    members: tuple[str, ...],
+    standings: Sequence[Standing],
+    survivors: tuple[str, ...],
+    lost: tuple[str, ...],
 ) -> Repair | None:
-    """None when a majority survives. Raises ``BadRequest``."""
+    """None when a majority survives. ``members``: of the cluster. Raises ``BadRequest``."""
     term = max((standing.term for standing in standings), default=0) + TERMS_JUMP
-    if not standings:
-        return Repair(number, group, None, (), (), ORIGIN, term)
-    best = max(standings, key=lambda one: (one.last.term, one.last.index, one.configuration.is_voter(one.node)))
-    configuration = best.configuration
+    known = [standing for standing in standings if standing.configuration != NOBODY]
+    best = max(known, key=lambda one: (*_age(one.last), one.configuration.is_voter(one.node)), default=None)
+    # While nobody knows of another one, that of the founders is in force, and they would begin the group.
+    configuration = best.configuration if best is not None else Configuration(founders)
     voters = tuple(name for name in configuration.members if configuration.is_voter(name))
-    if missing := [name for name in voters if name not in survivors and name not in lost]:
+    # What no survivor knows of may be with any other member.
+    if missing := [name for name in (members if best is None else voters) if name not in (*survivors, *lost)]:
+        why = "may have it, and none of the survivors has" if best is None else "votes in it"
         raise BadRequest(
-            f"{group}: {missing[0]} votes in it: give its data directory, or say that it is lost for good "
+            f"{group}: {missing[0]} {why}: give its data directory, or say that it is lost for good "
             f"(--lost {missing[0]})"
         )
-    if configuration.won({standing.node: True for standing in standings}):
+    # Who knows most can stand, and votes for itself.
+    if configuration.won({one.node: True for one in standings if one.votes or one is best}):
         return None
+    if best is None:
+        return Repair(number, group, None, (), (), ORIGIN, term)
     gone = tuple(name for name in voters if name in lost)
     return Repair(number, group, best.node, voters, gone, best.last, term)
 

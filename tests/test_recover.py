@@ -16,8 +16,14 @@ import gostore as gs
 from gostore import fence, recover
 from gostore.client.connection import Connection
 from gostore.config import NodeConfig, StorageConfig
+from gostore.consensus.configuration import NOBODY
+from gostore.consensus.journal import Journal
+from gostore.consensus.messages import Point
+from gostore.consensus.ready import HardState
 from gostore.core.errors import BadRequest, ConfigError, Corrupt, GoStoreError, NotSupported
 from gostore.env import Env
+from gostore.services.cls.service import MASTERS_GROUP
+from gostore.services.db.raft import GROUPS_FROM
 from gostore.sim.cluster import SimCluster
 from gostore.sim.disk import SimDisk
 from gostore.storage import Wal
@@ -304,15 +310,164 @@ def test_an_interrupted_recovery_is_done_again() -> None:
         cluster.run(scenario())
 
 
-def test_another_policy_has_no_majorities() -> None:
-    with gs.simulate(3, seed=15, db={"shards": 2, "replication": "primary_backup"}) as cluster:
+@pytest.mark.parametrize("policy", ["primary_backup", "quorum"])
+@pytest.mark.parametrize("holds", [True, False])
+def test_another_policy_has_no_majorities(policy: str, holds: bool) -> None:
+    """``holds``: whether those who are left hold anything of the shard."""
+    with gs.simulate(5, seed=15, db={"shards": 1, "replication": policy}, ring={"replicas": 2}) as cluster:
 
         async def scenario() -> None:
             await fill(cluster, 5)
+            held = (await cluster.db.shards())[0]["replicas"]
+            others = [name for name in cluster.nodes if name not in held]
+            survivors = (held[0], others[0]) if holds else tuple(others[:2])
             for name in cluster.nodes:
                 await cluster.nodes[name].kill()
-            with pytest.raises(NotSupported, match="which has no majorities to lose"):
-                await recovered(cluster, ("n1",), ("n2", "n3"))
+            before = await offline(cluster, survivors, written)
+            lost = tuple(name for name in cluster.nodes if name not in survivors)
+            with pytest.raises(
+                NotSupported, match="which has no majorities to lose: bring the lost nodes back"
+            ) as told:
+                await recovered(cluster, survivors, lost, accept_empty_shards=True)
+            assert told.value.definite
+            assert f"db.replication = {policy!r}" in told.value.message or not holds
+            assert await offline(cluster, survivors, written) == before
+            for name in cluster.nodes:  # nothing was done to them: with the others back it goes on
+                await cluster.nodes[name].restart()
+            await cluster.wait_settled(timeout_s=60.0)
+            assert len(await cluster.db.scan("a")) == 5
+
+        cluster.run(scenario())
+
+
+async def written(envs: dict[str, Env], wals: dict[str, Wal]) -> Any:
+    """Of each node the last position of each log, and the mark of a recovery."""
+    return {
+        name: ([(number, wal.last_index(number)) for number in wal.groups()], fence.read(envs[name].disk))
+        for name, wal in wals.items()
+    }
+
+
+async def never_began(cluster: SimCluster, name: str, group: int) -> None:
+    """Make a node, which does not run, one that knew of the founding of the group, and stopped before it began."""
+    disk = cluster.sim.node(name).disk
+
+    async def read(envs: dict[str, Env], wals: dict[str, Wal]) -> Any:
+        wal = wals[name]
+        return {number: list(wal.records(number)) for number in wal.groups() if number != group}
+
+    records = await offline(cluster, (name,), read)
+    for file in disk.listdir("wal"):
+        disk.remove(f"wal/{file}")
+
+    async def write(envs: dict[str, Env], wals: dict[str, Wal]) -> Any:
+        for number, entries in records.items():
+            for entry in entries:
+                wals[name].append(number, entry.term, entry.index, entry.payload, entry.kind)
+        await wals[name].sync()
+
+    await offline(cluster, (name,), write)
+
+
+async def examined(cluster: SimCluster, survivors: tuple[str, ...], lost: tuple[str, ...]) -> recover.Plan:
+    async def job(envs: dict[str, Env], wals: dict[str, Wal]) -> Any:
+        return await recover.examine(envs, wals, lost, cluster=cluster.name, secret=secret_of(cluster))
+
+    plan = await offline(cluster, survivors, job)
+    assert isinstance(plan, recover.Plan)
+    return plan
+
+
+def test_a_founder_that_has_not_begun_is_one_of_the_majority() -> None:
+    """It has promised nothing, and votes as soon as it runs: its group has lost nothing."""
+    with gs.simulate(3, seed=16, db={"shards": 2}) as cluster:
+
+        async def scenario() -> None:
+            await fill(cluster, 20)
+            for name in THREE:
+                await cluster.nodes[name].kill()
+            await never_began(cluster, "n2", GROUPS_FROM)
+            with pytest.raises(BadRequest, match="every group has a majority among n1, n2: there is nothing"):
+                await examined(cluster, ("n1", "n2"), ("n3",))
+            # Alone it is none.
+            plan = await examined(cluster, ("n2",), ("n1", "n3"))
+            assert plan.empty[0].name == "shard 0"
+            # A majority of the founders knows of nothing: nothing was ever decided.
+            await never_began(cluster, "n1", GROUPS_FROM)
+            with pytest.raises(BadRequest, match="every group has a majority among n1, n2: there is nothing"):
+                await examined(cluster, ("n1", "n2"), ("n3",))
+            # Whoever was no founder must have had something before it could vote.
+            await never_began(cluster, "n2", MASTERS_GROUP)
+            plan = await examined(cluster, ("n1", "n2"), ("n3",))
+            assert [repair.name for repair in plan.repairs] == ["masters"]
+
+            # One that has begun may be a voter before the first entry reaches it.
+            async def begin(envs: dict[str, Env], wals: dict[str, Wal]) -> None:
+                Journal(wals["n2"], MASTERS_GROUP).found(NOBODY)
+                await wals["n2"].sync()
+
+            await offline(cluster, ("n2",), begin)
+            with pytest.raises(BadRequest, match="every group has a majority among n1, n2: there is nothing"):
+                await examined(cluster, ("n1", "n2"), ("n3",))
+
+        cluster.run(scenario())
+
+
+def test_a_group_with_a_founder_that_has_not_begun_goes_on_without_a_recovery() -> None:
+    with gs.simulate(3, seed=16, db={"shards": 2}) as cluster:
+
+        async def scenario() -> None:
+            before = await fill(cluster, 20)
+            for name in THREE:
+                await cluster.nodes[name].kill()
+            await never_began(cluster, "n2", GROUPS_FROM)
+            for name in ("n1", "n2"):
+                await cluster.nodes[name].restart()
+            await cluster.sleep(20.0)
+            assert dict(await cluster.db.scan("a")) == before
+            await cluster.db.set("a", "new", 1)
+
+        cluster.run(scenario())
+
+
+def test_a_voter_that_forgot_its_log_is_none_of_the_majority() -> None:
+    """It was removed, which the only other one left does not know: it grants no votes (see ``Group.clear``)."""
+    with gs.simulate(3, seed=17, db={"shards": 2}) as cluster:
+
+        async def scenario() -> None:
+            await fill(cluster, 20)
+            for name in THREE:
+                await cluster.nodes[name].kill()
+
+            async def clear(envs: dict[str, Env], wals: dict[str, Wal]) -> None:
+                journal = Journal(wals["n2"], GROUPS_FROM)
+                tomb = Point(journal.last, journal.restored().runs[-1][1])
+                journal.clear(HardState(journal.hard.term + 1, None, 0), tomb)
+                await wals["n2"].sync()
+
+            await offline(cluster, ("n2",), clear)
+            plan = await examined(cluster, ("n1", "n2"), ("n3",))
+            assert [(repair.name, repair.survivor) for repair in plan.repairs] == [("shard 0", "n1")]
+
+        cluster.run(scenario())
+
+
+def test_a_shard_that_an_unnamed_node_may_have_is_not_given_up() -> None:
+    with gs.simulate(5, seed=13, db={"shards": 8}, ring={"replicas": 1}, cls={"masters_max": 1}) as cluster:
+
+        async def scenario() -> None:
+            await fill(cluster, 20)
+            for name in cluster.nodes:
+                await cluster.nodes[name].kill()
+            app = cluster._machines["n1"].app
+            assert app is not None
+            (master,) = app.cls.view.masters
+            survivors = tuple(name for name in cluster.nodes if name != master)[:1]
+            unnamed = next(name for name in cluster.nodes if name != master and name not in survivors)
+            lost = tuple(name for name in cluster.nodes if name not in (unnamed, *survivors))
+            with pytest.raises(BadRequest, match=f"{unnamed} may have it, .*: give its data directory"):
+                await recovered(cluster, survivors, lost, accept_empty_shards=True)
+            assert (await recovered(cluster, survivors, (*lost, unnamed), accept_empty_shards=True))[0].empty
 
         cluster.run(scenario())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import io
+import os
 import random
 import struct
 from pathlib import Path
@@ -16,8 +18,20 @@ from hypothesis import strategies as st
 import gostore as gs
 from gostore.client import backup, backup_file
 from gostore.client.backup_file import Reader, Writer
-from gostore.core.errors import AlreadyExists, BadRequest, ConfigError, Corrupt, GoStoreError, NotFound, NotSupported
+from gostore.client.connection import Connection
+from gostore.core.errors import (
+    AlreadyExists,
+    BadRequest,
+    ConfigError,
+    Conflict,
+    Corrupt,
+    GoStoreError,
+    NotFound,
+    NotSupported,
+    Timeout,
+)
 from gostore.core.values import unpack
+from gostore.services.db import backup as pins
 from gostore.services.db import database
 from gostore.services.fs import directory
 from gostore.sim.cluster import SimCluster
@@ -35,6 +49,12 @@ def contents(path: Path) -> dict[str, dict[str, Any]]:
         for number, rows in reader.rows():
             found[names[number]].update({key: unpack(packed) for key, packed in rows})
     return found
+
+
+def connection_of(cluster: SimCluster) -> Connection:
+    connection = cluster._connection
+    assert connection is not None
+    return connection
 
 
 async def stored(cluster: SimCluster, container: str) -> dict[str, Any]:
@@ -323,7 +343,277 @@ def test_what_cannot_be_backed_up_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "y"]
 
 
+def test_a_backup_over_a_slow_link_keeps_the_cut_at_all_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the shards of one node takes much longer than another one keeps a pin that nobody asks for."""
+    monkeypatch.setattr(pins, "PAGE_SIZE_BYTES_MAX", 256)  # so that few objects are many pages
+    with gs.simulate(3, seed=9, db={"shards": 4}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            for number in range(60):
+                await cluster.db.set("a", f"k{number}", b"x" * 200)
+            await cluster.wait_settled()
+            assert len({shard["primary"] for shard in await cluster.db.shards()}) > 1
+            connection = connection_of(cluster)
+            real, asked = connection.call_node, 0
+            begun: list[str] = []
+
+            async def slow(node: str, service: str, function: str, *args: Any, **named: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                if function == "backup_rows":
+                    begun.append(args[0])
+                    if args[2]:  # the link carries 512 KiB in so long; a page of no container goes at once
+                        await asyncio.sleep(8.0)
+                return await real(node, service, function, *args, **named)
+
+            monkeypatch.setattr(connection, "call_node", slow)
+            loop = asyncio.get_running_loop()
+            started_s = loop.time()
+            await cluster.db.backup(tmp_path / "slow")
+            assert loop.time() - started_s > 4 * pins.IDLE_S
+            assert len(dict.fromkeys(begun)) == 1  # the first cut was the last
+            assert len(contents(tmp_path / "slow")["a"]) == 60
+            before = asked
+            await asyncio.sleep(10 * backup.RENEW_S)
+            assert asked == before
+
+        cluster.run(scenario())
+
+
+def test_a_cut_whose_client_is_gone_is_dropped_in_time() -> None:
+    with gs.simulate(1, seed=10, db={"shards": 2}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            connection = connection_of(cluster)
+            cut, where = (await connection.call("db", "backup_begin")).value
+
+            async def ask(shard: int) -> Any:
+                return (await connection.call_node(where[shard][0], "db", "backup_rows", cut, shard, "", 0)).value
+
+            for _ in range(4):
+                await asyncio.sleep(pins.IDLE_S - 1.0)
+                assert await ask(0) == [[], None]  # asking for one of its shards renews all that the node keeps
+            assert await ask(1) == [[], None]
+            await asyncio.sleep(pins.IDLE_S + 1.0)
+            for shard in range(2):
+                with pytest.raises(NotFound, match="is not kept here for the backup"):
+                    await ask(shard)
+
+        cluster.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "match"),
+    [
+        ("directory", ConfigError, "is a directory; give the path of a file"),
+        (".", ConfigError, "is a directory; give the path of a file"),
+        ("..", ConfigError, "is a directory; give the path of a file"),
+        ("", BadRequest, "path = '': give the path of a file"),
+        ("a\0b", BadRequest, r"path = 'a\\x00b': give the path of a file"),
+        ("\ud800", BadRequest, r"path = '\\ud800': give the path of a file"),
+        ("n" * 300, ConfigError, "cannot be written: File name too long"),
+    ],
+)
+def test_a_path_of_no_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, error: type[GoStoreError], match: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "directory").mkdir()
+    with gs.simulate(1, seed=7, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            with pytest.raises(error, match=match) as refused:
+                await cluster.db.backup(path)
+            assert refused.value.definite
+            with pytest.raises(error, match=match if error is BadRequest else "cannot be read"):
+                await cluster.db.restore(path)
+
+        cluster.run(scenario())
+    assert os.listdir() == ["directory"]
+
+
+def test_a_disk_that_is_full_or_broken_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gs.simulate(1, seed=7, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.db.backup(tmp_path / "x")
+            before = (tmp_path / "x").read_bytes()
+
+            def full(path: Any, mode: str) -> Any:
+                if mode == "rb":
+                    return builtins.open(path, mode)
+                os.symlink("/dev/full", path)
+                return builtins.open(path, "wb")
+
+            monkeypatch.setattr(backup, "open", full, raising=False)
+            with pytest.raises(ConfigError, match="x: cannot be written: No space left on device"):
+                await cluster.db.backup(tmp_path / "x")
+            assert os.listdir(tmp_path) == ["x"]
+            assert (tmp_path / "x").read_bytes() == before
+
+            class Broken(io.BytesIO):
+                def read(self, size: int | None = -1, /) -> bytes:
+                    if self.tell() > 0:
+                        raise OSError(5, "Input/output error")
+                    return super().read(size)
+
+            monkeypatch.setattr(backup, "open", lambda path, mode: Broken(before), raising=False)
+            with pytest.raises(ConfigError, match="x: cannot be read: Input/output error"):
+                await cluster.db.restore(tmp_path / "x")
+
+        cluster.run(scenario())
+
+
+def test_no_containers_are_none(tmp_path: Path) -> None:
+    with gs.simulate(1, seed=7, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.db.set("a", "k", 1)
+            assert (await cluster.db.backup(tmp_path / "none", containers=[]))["containers"] == 0
+            assert contents(tmp_path / "none") == {}
+            assert (await cluster.db.restore(tmp_path / "none"))["containers"] == 0
+            assert (await cluster.db.backup(tmp_path / "all"))["containers"] == 1
+            assert (await cluster.db.restore(tmp_path / "all", containers=[]))["containers"] == 0
+
+        cluster.run(scenario())
+
+
+def test_two_backups_into_one_file_do_not_mix(tmp_path: Path) -> None:
+    with gs.simulate(3, seed=6, db={"shards": 4}) as cluster:
+
+        async def scenario() -> None:
+            for name in ("a", "b"):
+                await cluster.db.create_container(name)
+                for number in range(50):
+                    await cluster.db.set(name, f"{name}{number}", number)
+            figures = await asyncio.gather(
+                *(cluster.db.backup(tmp_path / "x", containers=[name]) for name in ("a", "b"))
+            )
+            assert [one["objects"] for one in figures] == [50, 50]
+            (name, found), *more = contents(tmp_path / "x").items()
+            assert not more
+            assert found == {f"{name}{number}": number for number in range(50)}
+            assert os.listdir(tmp_path) == ["x"]
+
+        cluster.run(scenario())
+
+
+def test_a_draft_is_never_that_of_another_backup(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with backup._create_draft(target, random.Random(1)) as one, backup._create_draft(target, random.Random(1)) as other:
+        assert one.name != other.name
+    for _ in range(backup.DRAFTS_MAX - 2):
+        backup._create_draft(target, random.Random(1)).close()
+    with pytest.raises(ConfigError, match=r"delete the files x\.\*\.part of backups that were killed"):
+        backup._create_draft(target, random.Random(1))
+
+
+@pytest.mark.parametrize("how", ["conflict", "unheard", "undone"])
+def test_putting_in_place_goes_on_after_a_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """``unheard``: an attempt before had its effect, and nobody heard of it; ``undone``: neither."""
+    with gs.simulate(3, seed=5, db={"shards": 4}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.db.set("a", "k", 1)
+            await cluster.db.backup(tmp_path / "x")
+            await cluster.db.drop_container("a")
+            connection = connection_of(cluster)
+            real, calls = connection.call, 0
+
+            async def call(*args: Any, **named: Any) -> Any:
+                nonlocal calls
+                if args[1] != "put_in_place":
+                    return await real(*args, **named)
+                calls += 1
+                if calls == 1 and how != "conflict":
+                    if how == "unheard":
+                        await real(*args, **named)
+                    raise Timeout("no answer")
+                if calls <= 3:
+                    raise Conflict("somebody else reads it")
+                return await real(*args, **named)
+
+            monkeypatch.setattr(connection, "call", call)
+            await cluster.db.restore(tmp_path / "x")
+            assert calls == 4
+            assert await stored(cluster, "a") == {"k": 1}
+            assert list(await cluster.db.containers()) == ["a"]
+
+        cluster.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answers", "definite", "calls"),
+    [
+        ([Conflict("busy")], True, backup.ATTEMPTS_MAX),
+        ([Timeout("no answer"), Conflict("busy")], False, backup.ATTEMPTS_MAX),
+        ([AlreadyExists("it is there")], True, 1),
+        ([Timeout("no answer"), AlreadyExists("it is there")], False, 2),
+        ([Conflict("half of it", definite=False), NotFound("not staged")], False, 2),
+    ],
+)
+def test_a_failure_to_put_in_place_is_definite_only_if_none_may_have_had_its_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[GoStoreError], definite: bool, calls: int
+) -> None:
+    with gs.simulate(1, seed=5, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.db.backup(tmp_path / "x")
+            await cluster.db.drop_container("a")
+            connection = connection_of(cluster)
+            real, made = connection.endpoint.call, 0
+
+            async def call(*args: Any, **named: Any) -> Any:
+                nonlocal made
+                if args[2] != "put_in_place":
+                    return await real(*args, **named)
+                made += 1
+                raise answers[min(made, len(answers)) - 1]
+
+            monkeypatch.setattr(connection.endpoint, "call", call)
+            with pytest.raises(GoStoreError, match=answers[-1].message) as failed:
+                await cluster.db.restore(tmp_path / "x")
+            assert (failed.value.definite, made) == (definite, calls)
+
+        cluster.run(scenario())
+
+
+def test_a_later_transaction_that_fails_does_not_deny_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "NAMED_TOGETHER_MAX", 1)
+    with gs.simulate(1, seed=5, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            for name in ("a", "b"):
+                await cluster.db.create_container(name)
+            await cluster.db.backup(tmp_path / "x")
+            for name in ("a", "b"):
+                await cluster.db.drop_container(name)
+            connection = connection_of(cluster)
+            real = connection.call
+
+            async def call(*args: Any, **named: Any) -> Any:
+                if args[1] == "put_in_place" and "b" in args[2].values():
+                    raise AlreadyExists("the container 'b' exists")
+                return await real(*args, **named)
+
+            monkeypatch.setattr(connection, "call", call)
+            with pytest.raises(Timeout, match="'b' exists .*look which are there"):
+                await cluster.db.restore(tmp_path / "x")
+            assert "a" in await cluster.db.containers()
+
+        cluster.run(scenario())
+
+
 def test_the_names_agree_with_those_of_the_nodes() -> None:
+    assert 3 * backup.RENEW_S == pins.IDLE_S
     assert (directory.ENTRIES, directory.INTENTS) == backup.FILES
     assert database.SYSTEM == backup.CONTAINERS
 

@@ -20,7 +20,8 @@ it is therefore in the pin too, or still prepared when that one confirms, or exe
 The holding is for progress only: correctness does not hang on a gate that stays closed, nor on a clock.
 
 A pin weighs a reference and a small tuple for each object, and the values that are replaced while it is kept. It is
-dropped when the backup is done, or when nobody has asked for it for :data:`IDLE_S`.
+dropped when the backup is done, or when nobody has asked for it for :data:`IDLE_S`. A backup asks all nodes of its cut
+several times in that while, also those that it is not reading.
 """
 
 from __future__ import annotations
