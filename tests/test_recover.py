@@ -57,7 +57,7 @@ async def connect(cluster: SimCluster, secret: str, names: tuple[str, ...]) -> N
     cluster._connection = Connection(
         old.env, cluster=cluster.name, secret=secret, members=members, host=cluster.sim.client().address
     )
-    cluster._connection._requests = old._requests  # it has the same name, and a request is applied once
+    cluster._connection.requests = old.requests  # it has the same name, and a request is applied once
     await cluster._connection.open()
 
 
