@@ -20,6 +20,7 @@ from gostore.core.values import (
     delete_at,
     get_at,
     pack,
+    padding,
     set_at,
     unpack,
 )
@@ -121,6 +122,27 @@ def test_add_refuses_what_is_no_number() -> None:
         add_at(None, (), True)
     with pytest.raises(BadRequest, match="64 bits"):
         add_at((1 << 64) - 1, (), 1)
+    with pytest.raises(BadRequest, match="not a number"):
+        add_at(float("inf"), (), float("-inf"))
+
+
+@given(values, paths.filter(bool))
+def test_padding_is_what_is_filled_with_null(root: Any, path: Path) -> None:
+    def nulls(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return (value is None) + sum(map(nulls, inner))
+
+    expected = padding(root, path)
+    try:
+        replaced = get_at(root, path)
+        after = set_at(copy.deepcopy(root), path, 1)
+    except WrongType:
+        return
+    if replaced is MISSING:
+        on_the_way = any(get_at(root, path[:depth]) is None for depth in range(len(path)))
+        assert nulls(after) - nulls(root) == expected - on_the_way
+    else:
+        assert expected == 0
 
 
 def test_values_are_bounded() -> None:

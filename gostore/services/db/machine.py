@@ -2,7 +2,8 @@
 
 Pure and deterministic: ``apply(command, index)`` depends on the commands before it and on nothing else, so that every
 replica that applies the same log holds the same state, to the byte (:meth:`ShardMachine.digest`). It never raises for
-what a client may have sent; the outcome says what happened. Commands and outcomes are msgpack arrays:
+what a client, or a node with a mistake, may have sent: what raises here stops all replicas, and again at every start.
+The outcome says what happened. Commands and outcomes are msgpack arrays:
 
 =========================================================  ============================================================
 command                                                    outcome
@@ -45,6 +46,7 @@ abort: Mohan, Lindsay and Obermarck, "Transaction management in the R* distribut
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,11 +56,11 @@ import msgpack
 from xxhash import xxh3_64
 
 from gostore.core import packing
-from gostore.core.errors import Corrupt, GoStoreError, NotSupported
-from gostore.core.keyvalue import Path, Read, path_from_wire, read_from_wire
+from gostore.core.errors import BadRequest, Corrupt, GoStoreError, NotSupported, TooLarge
+from gostore.core.keyvalue import OPERATIONS, RangeRead, Read, path_from_wire, read_from_wire
 from gostore.services.db.mvcc import Row, Store
 from gostore.services.db.transaction import Clash, LockTable, Place, find_clash
-from gostore.services.db.values import evaluate
+from gostore.services.db.values import Room, Step, evaluate, replace
 
 SESSIONS_MAX: Final = 1024
 """Clients remembered per shard. A client is a node, or a notebook that talks to one."""
@@ -80,6 +82,12 @@ DROPS: Final = "drops"
 """The container of those that are taken for alive by a shard that may have forgotten dropped ones, and the object in it
 that every drop writes; see :mod:`gostore.services.db.drops`."""
 
+RANGE_KEYS_MAX: Final = 1024 * 1024
+"""Objects in the ranges that one transaction read in one shard: each is looked at again while nothing else happens.
+
+As many as a transaction of 1024 scans can have read.
+"""
+
 COMMANDS: Final = ("commit", "begin", "prepare", "decide", "forget", "drop")
 """Those of this release. A later format of a command has another name."""
 
@@ -92,6 +100,33 @@ _ROW_OVERHEAD_BYTES: Final = 16
 
 
 pack_command: Final[Callable[[Sequence[Any]], bytes]] = packing.pack
+
+
+_TRANSACTION: Final = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}\.[0-9]{1,18}")  # so that each number fits 64 bits
+_UNREADABLE: Final = (
+    "the transaction cannot be read: expected arrays of reads and of writes, each write "
+    "['set' | 'delete' | 'add', container, key, path, packed value]"
+)
+
+
+def is_transaction_id(transaction: Any) -> bool:
+    return isinstance(transaction, str) and _TRANSACTION.fullmatch(transaction) is not None
+
+
+def is_sound(command: Sequence[Any]) -> bool:
+    """Whether all but its reads and writes, which are examined when it is executed, is what it should be."""
+    match command:
+        case ["begin", _, _, _, shards, generation]:
+            return isinstance(shards, list) and all(isinstance(one, int) for one in [*shards, generation])
+        case ["prepare", transaction, coordinator, _, _]:
+            return is_transaction_id(transaction) and isinstance(coordinator, int)
+        case ["decide", transaction, commit]:
+            return is_transaction_id(transaction) and isinstance(commit, bool)
+        case ["forget", transaction]:
+            return is_transaction_id(transaction)
+        case ["drop", container]:
+            return isinstance(container, str)
+    return True
 
 
 def unpack_command(payload: bytes) -> list[Any]:
@@ -140,6 +175,10 @@ def _as_request(transaction: str, coordinator: int) -> tuple[str, int]:
     return f"shard {coordinator}", int(transaction.rpartition(".")[2])
 
 
+def _bad_request(message: str) -> Outcome:
+    return ["error", BadRequest.code, message]
+
+
 class ShardMachine:
     """See the page above. ``value_size_bytes_max`` must be the same on all nodes."""
 
@@ -163,6 +202,8 @@ class ShardMachine:
         match command:
             case ["commit", request, reads, writes]:
                 return self._once(request, self._commit, reads, writes, index)
+            case _ if not is_sound(command):
+                return _bad_request(f"{command[0]}: its arguments are not what they should be")
             case ["begin", request, reads, writes, shards, generation]:
                 return self._once(request, self._begin, request, reads, writes, shards, generation, index)
             case ["prepare", transaction, coordinator, reads, writes]:
@@ -239,7 +280,7 @@ class ShardMachine:
         return bool(self.store.version(ADMITTED, DROPS)) and not self.store.version(ADMITTED, container)
 
     def _examine(self, reads: Any, writes: Any) -> tuple[list[Read], dict[Place, bytes | None]] | Outcome:
-        """The reads and the new values of a transaction that may commit now, or the refusal."""
+        """The reads and the new values of a transaction that may commit now, or the refusal. Changes nothing."""
         try:
             parsed = [read_from_wire(read) for read in reads]
             places = [(container, key) for _, container, key, _, _ in writes]
@@ -248,20 +289,53 @@ class ShardMachine:
                     if self.is_dropped(container):
                         return ["dropped", container]
             if parsed or self.locks:
+                for read in parsed:
+                    if type(read) is RangeRead:
+                        self._check_ranges(parsed)
+                        break
                 clash = find_clash(self.store, self.locks, parsed, places)
                 if clash is not None:
                     return ["conflict", *clash]
-            values: dict[Place, bytes | None] = {}
-            for (operation, _, _, path, operand), place in zip(writes, places, strict=True):
-                before: bytes | None = None
-                accessors: Path = ()
-                if path or operation == "add":  # else it does not matter what was there
-                    before = values[place] if place in values else self._packed(place)
-                    accessors = path_from_wire(path)
-                values[place] = evaluate(before, operation, accessors, operand, self._value_size_bytes_max)
+            return parsed, self._evaluate(writes, places)
         except GoStoreError as error:
             return ["error", error.code, error.message]
-        return parsed, values
+        except (ValueError, TypeError, RecursionError):
+            # Not their words, which may be others in another release of Python.
+            return _bad_request(_UNREADABLE)
+
+    def _check_ranges(self, reads: list[Read]) -> None:
+        ranges = [read for read in reads if isinstance(read, RangeRead)]
+        keys = sum(self.store.count(read.container, read.start, read.end) for read in ranges)
+        if keys > RANGE_KEYS_MAX:
+            raise TooLarge(
+                f"the ranges that the transaction read have {keys} objects in shard {self.shard}; at most "
+                f"{RANGE_KEYS_MAX} are allowed: read less in one transaction"
+            )
+
+    def _evaluate(self, writes: list[Any], places: list[Place]) -> dict[Place, bytes | None]:
+        """What the writes make of their objects."""
+        values: dict[Place, bytes | None] = {}
+        inside: dict[Place, list[Step]] = {}
+        limit = self._value_size_bytes_max
+        for write, place in zip(writes, places, strict=True):
+            operation, container, key, path, operand = write
+            if not (type(container) is type(key) is str and type(operand) is bytes and type(write) is list):
+                raise BadRequest(_UNREADABLE)
+            if operation == "set" and not path and not inside and len(operand) <= limit:
+                values[place] = operand  # most often
+            elif operation in ("set", "delete") and not path and place not in inside:
+                values[place] = replace(operation, operand, limit)
+            elif operation in OPERATIONS:
+                if place not in values:
+                    values[place] = self._packed(place)
+                inside.setdefault(place, []).append((operation, path_from_wire(path), operand))
+            else:
+                raise BadRequest(_UNREADABLE)
+        if inside:
+            room = Room(limit)
+            for place, steps in inside.items():
+                values[place] = evaluate(values[place], steps, limit, room)
+        return values
 
     def _packed(self, place: Place) -> bytes | None:
         stored = self.store.current(*place)
@@ -312,7 +386,8 @@ class ShardMachine:
             self._once([*_as_request(transaction, prepared.coordinator), False], list, ["decided", commit, index])
         if commit:
             for (container, key), packed in prepared.values.items():
-                self.store.write(container, key, packed, index, prepared.index)
+                if container not in self._dropped:  # since it was prepared: nothing would ever remove it again
+                    self.store.write(container, key, packed, index, prepared.index)
         return ["decided", commit, index]
 
     def _was_executed(self, transaction: str, coordinator: int) -> bool:

@@ -3,8 +3,9 @@
 Every change carries the index of the log entry that made it; the version of an object is the index of its last change.
 What a change replaced is kept in one list per shard, oldest first, so that a transaction can go on reading the state of
 the index at which it began (a snapshot) while others commit. The list is bounded by :data:`HISTORY_CHANGES_MAX` and
-:data:`HISTORY_SIZE_BYTES_MAX`; a snapshot older than what is kept is refused with ``Conflict``, and its transaction
-begins again.
+:data:`HISTORY_SIZE_BYTES_MAX`, or holds the changes of the newest entry alone: the state before that entry can always
+be read, and what it changed be told. A snapshot older than what is kept is refused with ``Conflict``, and its
+transaction begins again.
 
 A value is read at a snapshot by taking what the *first* change after the snapshot replaced, or, without such a change,
 what is there now. One exception keeps transactions across shards in real-time order: a change that was prepared at or
@@ -127,7 +128,8 @@ class Store:
             dict.__setitem__(entries, key, Stored(index, packed))  # the order of the keys stays as it is
             self.size_bytes += len(packed) - len(previous.packed)
         self.newest = index
-        self._remember(Change(index, prepared or index, container, key, previous))
+        size = len(key) if previous is None else len(key) + len(previous.packed)
+        self._remember(Change(index, prepared or index, container, key, previous), size)
 
     def drop(self, container: str, index: int) -> None:
         """Remove a whole container; snapshots older than ``index`` are refused afterwards.
@@ -145,14 +147,19 @@ class Store:
         self._changes_size = 0
         self.floor = self.history_floor = floor
 
-    def _remember(self, change: Change) -> None:
-        self._changes.append(change)
-        self._changes_size += _change_size(change)
-        while len(self._changes) > HISTORY_CHANGES_MAX or self._changes_size > HISTORY_SIZE_BYTES_MAX:
-            oldest = self._changes.popleft()
-            self._changes_size -= _change_size(oldest)
-            self.history_floor = oldest.index
-            self.floor = max(self.floor, oldest.index)
+    def _remember(self, change: Change, size: int) -> None:
+        changes, size = self._changes, self._changes_size + size
+        changes.append(change)
+        while len(changes) > HISTORY_CHANGES_MAX or size > HISTORY_SIZE_BYTES_MAX:
+            oldest = changes[0]
+            index = oldest.index
+            if index == change.index:
+                break  # whoever is told of this entry when it is applied must find all of it
+            changes.popleft()
+            size -= _change_size(oldest)
+            self.history_floor = index
+            self.floor = max(self.floor, index)
+        self._changes_size = size
 
     def read(self, container: str, key: str, at: int | None = None) -> Stored | None:
         """The object now, or at the snapshot ``at``. Raises ``Conflict`` when that is not kept."""
@@ -225,11 +232,20 @@ class Store:
 
     def fingerprint(self, container: str, start: str, end: str | None) -> tuple[int, int]:
         """(number of objects, greatest version) of a range; equal fingerprints mean that nothing changed."""
-        count = newest = 0
-        for row in self.scan(container, start, end):
-            count += 1
-            newest = max(newest, row.version)
-        return count, newest
+        entries = self._containers.get(container)
+        if entries is None:
+            return 0, 0
+        versions = [entries[key].version for key in entries.irange(start, end, (True, False))]
+        return len(versions), max(versions, default=0)
+
+    def count(self, container: str, start: str, end: str | None) -> int:
+        """Objects in a range, without looking at each."""
+        entries = self._containers.get(container)
+        if entries is None:
+            return 0
+        upto: int = len(entries) if end is None else entries.bisect_left(end)
+        first: int = entries.bisect_left(start)
+        return max(0, upto - first)
 
     def _check_snapshot(self, at: int) -> None:
         if at < self.floor:

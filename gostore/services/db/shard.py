@@ -29,7 +29,15 @@ from gostore.core.keyvalue import Path, Versioned, path_from_wire
 from gostore.env import Env
 from gostore.services.db.backup import HOLD_S, Gate, Pins
 from gostore.services.db.coordinator import Coordinator
-from gostore.services.db.machine import Outcome, Restorer, ShardMachine, pack_command, unpack_command
+from gostore.services.db.machine import (
+    Outcome,
+    Restorer,
+    ShardMachine,
+    is_sound,
+    is_transaction_id,
+    pack_command,
+    unpack_command,
+)
 from gostore.services.db.replication import Group, Replication, ShardStatus, together
 from gostore.services.db.values import read_packed
 from gostore.services.db.watches import Watches
@@ -48,6 +56,14 @@ GATED: Final = ("commit", "commits", "coordinate", "drop")
 
 EVENT_KEYS_MAX: Final = 8
 """Keys named in one event."""
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is [shard, reads, writes], whatever these are."""
+    match part:
+        case [int(), [*_], [*_]]:
+            return True
+    return False
 
 
 def display_name(container: str) -> str:
@@ -138,9 +154,9 @@ class Shard:
     def apply(self, index: int, payload: bytes) -> Outcome:
         command = unpack_command(payload)
         kind = command[0]
-        decided = self.machine.prepared.get(command[1]) if kind == "decide" else None
+        decided = self.machine.prepared.get(command[1]) if kind == "decide" and is_sound(command) else None
         outcome = self.machine.apply(command, index)
-        if kind in ("decide", "begin", "prepare"):
+        if kind in ("decide", "begin", "prepare") and outcome[0] != "error":
             self._wake()
             self.coordinator.notice(kind, command[1], outcome)
         if self.replication.role == "primary":
@@ -240,11 +256,14 @@ class Shard:
                 return self._scan(container, start, end, limit, at, deadline_s)
             case "position", [str(container)]:
                 return self.watches.position(container, deadline_s)
-            case "coordinate", [request, [*parts]]:
+            case "coordinate", [request, [*parts]] if parts and all(map(_is_part, parts)):
                 return self.coordinator.coordinate(request, parts, deadline_s)
             case ("prepare", [str(), int(), _, _]) | ("decide", [str(), bool()]) | ("drop", [str()]):
+                # What is no such command must not come into the log.
+                if not is_sound([function, *args]):
+                    raise BadRequest(f"{function!r} of shard {self.number}: its arguments are not what they should be")
                 return self.propose([function, *args], deadline_s)
-            case "decision", [str(transaction)]:
+            case "decision", [transaction] if is_transaction_id(transaction):
                 return self.coordinator.decision(transaction, deadline_s)
             case (("hold" | "pin" | "confirm" | "release"), [str(cut), *more]):
                 return self._take_part(function, cut, more, deadline_s)

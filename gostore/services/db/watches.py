@@ -141,8 +141,12 @@ class Watches:
         """The entry ``index`` was applied."""
         machine, number = self._shard.machine, self._shard.number
         for poll in tuple(self.parked):
-            dropped = machine.is_dropped(poll.container)
-            if dropped or machine.store.written(poll.container, poll.start, poll.end, index - 1):
+            try:
+                dropped = machine.is_dropped(poll.container)
+                concerned = dropped or machine.store.written(poll.container, poll.start, poll.end, index - 1)
+            except Compacted:
+                concerned = True  # its answer says so; an entry is never stopped by who watches
+            if concerned:
                 self._wake(poll)
             else:
                 poll.since[number] = (index, 0)

@@ -281,6 +281,99 @@ def test_a_dropped_container_takes_no_writes() -> None:
     assert log.apply("commit", None, [], [write("a", 1, container="d")])[0] == "ok"
 
 
+def test_what_is_prepared_for_a_dropped_container_is_not_written() -> None:
+    log = Log()
+    log.apply("prepare", "7.1.1", 7, [], [write("a", "x" * 100), write("a", 1, container="d")])
+    log.apply("drop", "c")
+    assert log.apply("decide", "7.1.1", True) == ["decided", True, 3]
+    assert log.machine.store.containers() == ["d"]
+    assert len(log.machine.locks) == 0
+
+
+def test_an_object_is_written_to_many_times_in_one_transaction() -> None:
+    """In the order of the writes, from what the one before left; and nothing of a transaction that is refused stays."""
+    log = Log()
+    log.apply("commit", None, [], [write("a", {"n": 1})])
+    several = [
+        write("a", 2, "add", ("n",)), write("b", [1]), write("a", {"m": 5}), write("a", 1, "add", ("m",)),
+        write("b", 7, "set", (2,)), write("a", 1, "set", ("l", 1)),
+    ]  # fmt: skip
+    assert log.apply("commit", None, [], several) == ["ok", 2]
+    assert (log.value("a"), log.value("b")) == ({"m": 6, "l": [None, 1]}, [1, None, 7])
+    undone = [write("a", 1, "add", ("m",)), write("a", None, "delete"), write("b", 1, "set", ("x",))]
+    assert log.apply("commit", None, [], undone)[:2] == ["error", "wrong_type"]
+    assert log.apply("commit", None, [], undone[:2]) == ["ok", 4]
+    assert (log.value("a"), log.value("b")) == (None, [1, None, 7])
+
+
+def test_the_ranges_of_one_transaction_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "RANGE_KEYS_MAX", 5)
+    log = Log()
+    log.apply("commit", None, [], [write(key, 1) for key in "abc"])
+    ranges = [["r", "c", "", None, 0, 3, 1], ["r", "c", "b", None, 0, 2, 1], ["r", "c", "a", "b", 0, 1, 1]]
+    assert log.apply("commit", None, ranges[:2], []) == ["ok", 2]
+    assert log.apply("commit", None, ranges, [])[:2] == ["error", "too_large"]
+
+
+GOOD = write("a", 1)
+MALFORMED: list[tuple[Any, Any]] = [
+    ([], [[1]]), ([], 5), (5, []), ([[1]], []), ([], [[*GOOD, 1]]), ([], ["abcde"]), ([], [None]),
+    ([], [["set", ["c"], "a", [], b"1"]]), ([], [["set", "c", ["a"], [], b"1"]]), ([], [["set", "c", 1, [], b"1"]]),
+    ([], [["set", 1, "a", [], b"1"]]), ([], [["set", "c", "a", [], "1"]]), ([], [["set", "c", "a", [], None]]),
+    ([], [["set", "c", "a", [-1], b"1"]]), ([], [["set", "c", "a", [1 << 40], b"1"]]),
+    ([], [["set", "c", "a", [None], b"1"]]), ([], [["set", "c", "a", 7, b"1"]]),
+    ([], [["set", "c", "a", ["x"], b"\xc1"]]), ([], [["set", "c", "a", ["x"], b""]]),
+    ([], [["add", "c", "a", [], b"\x92\x01"]]), ([], [["dance", "c", "a", [], b"1"]]),
+    ([], [["dance", "c", "a", ["x"], b"1"]]), ([], [[["set"], "c", "a", [], b"1"]]),
+    ([], [{"set": 0, "c": 0, "a": 0, "": 0, b"1": 0}]),
+    ([["p", "c", "a", "1"]], []), ([["r", "c", 1, None, 0, 0, 0]], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_malformed_transaction_is_refused_and_changes_nothing(locked: bool) -> None:
+    log = Log()
+    log.apply("drop", "d")
+    if locked:
+        log.apply("prepare", "7.1.1", 7, [["r", "c", "k", None, 0, 0, 0]], [write("l", 1)])
+    before = log.machine.digest()
+    for reads, writes in MALFORMED:
+        for command in (
+            ("commit", None, reads, writes),
+            ("begin", None, reads, writes, [1], 1),
+            ("prepare", "7.1.2", 7, reads, writes),
+            ("commit", None, reads, [GOOD, *writes] if isinstance(writes, list) else writes),
+        ):
+            outcome = log.apply(*command)
+            assert outcome[:2] == ["error", "bad_request"], command
+            log.machine.applied = 1 + locked
+            assert log.machine.digest() == before, command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("prepare", name, 7, [], []) for name in ("", "7", "7.1", "a.b.c", "7.1.-1", "7.1.1\n", 1, [])),
+        ("prepare", "7.1." + "9" * 30, 7, [], []),
+        ("prepare", "7.1.1", "7", [], []),
+        *(("decide", name, True) for name in ("a.b.c", "7.1.1.1", 7, [], None)),
+        ("decide", "7.1.1", "yes"),
+        ("forget", ["7.1.1"]),
+        ("drop", ["c"]),
+        ("drop", 7),
+        ("begin", None, [], [], 7, 1),
+        ("begin", None, [], [], ["x"], 1),
+        ("begin", None, [], [], [1], "1"),
+    ],
+)  # fmt: skip
+def test_a_malformed_command_is_refused_and_changes_nothing(command: tuple[Any, ...]) -> None:
+    log = Log()
+    before = log.machine.digest()
+    assert log.apply(*command)[:2] == ["error", "bad_request"]
+    log.machine.applied = 0
+    assert log.machine.digest() == before
+
+
 def test_an_unreadable_command_stops_the_shard() -> None:
     with pytest.raises(Corrupt, match="entry 1 is no command"):
         ShardMachine(0, SIZE).apply(["commit"], 1)

@@ -155,7 +155,7 @@ def test_history_is_bounded_by_what_the_constants_say(lived: bool) -> None:
 
 @given(writes, st.integers(1, 8), st.integers(1, 20))
 def test_history_keeps_as_much_as_fits(steps: list[tuple[str, str, bytes | None]], count: int, size: int) -> None:
-    """Against a plain list: the oldest changes go while there are too many of them or of their bytes."""
+    """Against a plain list: the oldest changes but the last go while there are too many, or too many bytes of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mvcc, "HISTORY_CHANGES_MAX", count)
         patch.setattr(mvcc, "HISTORY_SIZE_BYTES_MAX", size)
@@ -167,7 +167,7 @@ def test_history_keeps_as_much_as_fits(steps: list[tuple[str, str, bytes | None]
         if value is None and previous is None:
             continue
         kept.append((index, len(key) + (0 if previous is None else len(previous[1]))))
-        while len(kept) > count or sum(size for _, size in kept) > size:
+        while (len(kept) > count or sum(size for _, size in kept) > size) and len(kept) > 1:
             floor = kept.pop(0)[0]
     assert store.floor == floor
     for index, state in enumerate(states):
@@ -252,3 +252,31 @@ def test_a_store_that_was_restored_knows_nothing_of_before() -> None:
     with pytest.raises(Compacted) as caught:
         store.written("c", "", None, 8)
     assert caught.value.details == {"kept_after": 9}
+
+
+@given(st.lists(st.lists(st.tuples(keys, st.none() | st.just(b"1234")), max_size=6), max_size=6))
+def test_an_entry_never_pushes_out_what_it_changed_itself(entries: list[list[tuple[str, bytes | None]]]) -> None:
+    """However much it is: whoever is told of it while it is applied must find all of it, and the state before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mvcc, "HISTORY_CHANGES_MAX", 2)
+        patch.setattr(mvcc, "HISTORY_SIZE_BYTES_MAX", 6)
+        store = Store()
+        for index, entry in enumerate(entries, 1):
+            before = list(store.scan("c", "", None))
+            for key, value in dict(entry).items():
+                store.write("c", key, value, index)
+            present = {row.key for row in before}
+            expected = {key: value for key, value in dict(entry).items() if value is not None or key in present}
+            told = store.written("c", "", None, index - 1)
+            assert {one.key: one.packed for one in told} == expected
+            assert list(store.scan("c", "", None, index - 1)) == before
+
+
+def test_objects_are_counted_without_a_look_at_each() -> None:
+    store = Store()
+    assert store.count("c", "", None) == 0
+    for key in "bdf":
+        store.write("c", key, b"", 1)
+    for start in "abcdefg":
+        for end in (*"abcdefg", None):
+            assert store.count("c", start, end) == len(list(store.scan("c", start, end)))

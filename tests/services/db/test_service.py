@@ -64,6 +64,46 @@ def test_an_acknowledged_write_is_on_the_disks_of_all_replicas(replication: str)
     play(scenario, replication=replication)
 
 
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        ("commit", [None, [], [[1]]]),
+        ("commit", [None, [], [["set", "t", 7, [], b"1"]]]),
+        ("commit", [None, 5, 5]),
+        ("commits", [[[None, [], [[1]]]]]),
+        ("coordinate", [None, [[0, [], [[1]]], [1, [], [[1]]]]]),
+        ("coordinate", [None, []]),
+        ("coordinate", [None, [[0, [], []], 7]]),
+        ("prepare", ["a.b.c", 1, [], []]),
+        ("prepare", ["1.1.1", 1, [], [[1]]]),
+        ("decide", ["a.b.c", True]),
+        ("decision", ["a.b.c"]),
+    ],
+)
+def test_a_malformed_request_of_a_node_stops_no_other(function: str, args: list[Any]) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        db = await begin(cluster)
+        await cluster.settled()
+        said: list[Any]
+        try:
+            call = cluster.client.call(cluster.primary(0), "db", "shard", 0, function, args, timeout_s=5.0)
+            said = (await call).value
+        except BadRequest as error:
+            said = ["error", error.code]
+        if function in ("commits", "coordinate") and isinstance(said[0], list):
+            (said, *_) = said
+        assert said[:2] == ["error", "bad_request"]
+        for number in range(8):
+            await db.commit([], [put(f"k{number}", number)])
+        await cluster.converged()
+        for name in cluster.names:
+            cluster.crash(name)
+            await cluster.restart(name)
+        assert (await cluster.db("n1").get("t", "k7")).value == 7
+
+    play(scenario)
+
+
 def test_pages_of_all_shards_make_one_order() -> None:
     async def scenario(cluster: Cluster) -> None:
         db = await begin(cluster)

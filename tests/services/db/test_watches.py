@@ -450,6 +450,52 @@ def test_changes_of_others_do_not_make_a_gap(monkeypatch: pytest.MonkeyPatch) ->
         cluster.run(main())
 
 
+@pytest.mark.parametrize("key", ["k", "o3"])
+def test_an_entry_larger_than_the_history_stops_no_node_that_is_watched(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(mvcc, "HISTORY_CHANGES_MAX", 4)
+    with small() as cluster:
+
+        async def main() -> None:
+            async with cluster.db.watch("t", key=key) as watch:
+                await watch.poll(0.1)
+                waiting = asyncio.create_task(watch.poll(1.9))
+                await cluster.sleep(0.1)
+                async with cluster.db.transaction() as transaction:
+                    for number in range(10):
+                        transaction.set("t", f"o{number}", number)
+                assert [change.value for change in await waiting] == ([3] if key == "o3" else [])
+                await cluster.db.set("t", key, "then")
+                assert [change.value for change in await watch.poll(5.0)] == ["then"]
+
+        cluster.run(main())
+        assert all(node.life.alive for node in cluster.nodes.values())
+
+
+def test_whoever_cannot_be_told_of_an_entry_is_answered_and_the_entry_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    with small() as cluster:
+
+        async def main() -> None:
+            async with cluster.db.watch("t", key="k") as watch:
+                await watch.poll(0.1)
+                waiting = asyncio.create_task(watch.poll(30.0))
+                await cluster.sleep(0.1)
+                with monkeypatch.context() as patch:
+
+                    def gone(*_: Any) -> Any:
+                        raise Compacted("it is no longer kept", kept_after=1)
+
+                    patch.setattr(mvcc.Store, "written", gone)
+                    await cluster.db.set("t", "other", 1)
+                    with pytest.raises(Compacted):
+                        await waiting
+                assert await cluster.db.get("t", "other") == 1
+
+        cluster.run(main())
+        assert all(node.life.alive for node in cluster.nodes.values())
+
+
 @pytest.mark.parametrize(("count", "size_bytes"), [(3, 1 << 20), (1024, 200)])
 def test_a_transaction_larger_than_an_answer_comes_in_pieces(
     monkeypatch: pytest.MonkeyPatch, count: int, size_bytes: int
