@@ -113,6 +113,14 @@ def is_transaction_id(transaction: Any) -> bool:
     return isinstance(transaction, str) and _TRANSACTION.fullmatch(transaction) is not None
 
 
+def is_request(request: Any) -> bool:
+    """Whether it is a request id as it stands in the log."""
+    match request:
+        case [str(), int(), bool()] | [str(), int(), bool(), int()]:
+            return True
+    return False
+
+
 def is_sound(command: Sequence[Any]) -> bool:
     """Whether all but its reads and writes, which are examined when it is executed, is what it should be."""
     match command:
@@ -238,6 +246,8 @@ class ShardMachine:
     def _once(self, request: Any, execute: Callable[..., Outcome], *args: Any) -> Outcome:
         if request is None:
             return execute(*args)
+        if not is_request(request):
+            return _bad_request(f"{request!r:.100} is no request id")
         client, sequence, repeated, *settled = request
         session = self._sessions.get(client)
         if session is None:

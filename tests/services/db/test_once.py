@@ -197,3 +197,13 @@ def test_a_node_that_stood_still_executes_nothing_a_second_time(seed: int, monke
     with simulate(3, seed=seed, db={"shards": 1}) as cluster:
         cluster._connection.is_usable = lambda name: True  # an ordinary client does not know who stands still
         cluster.run(main(cluster))
+
+
+@pytest.mark.parametrize(
+    "request_", [[], ["me"], ["me", 1], [[], 1, False], ["me", "1", False], ["me", 1, False, "1"], 7]
+)
+def test_what_is_no_request_id_in_the_log_is_refused_by_all_replicas(request_: Any) -> None:
+    log = Log()
+    assert log.apply(request_)[:2] == ["error", "bad_request"]
+    assert log.value() == 0
+    assert log.apply(["me", 1, False, 1])[0] == "ok"
