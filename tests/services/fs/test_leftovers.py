@@ -189,33 +189,63 @@ def test_a_recursive_removal_that_fails_on_the_way_frees_what_it_removed(kit: Si
     kit.run(main)
 
 
+async def stall(cluster: Any, data: bytes) -> tuple[str, Any]:
+    """A file of one chunk, deleted by now, whose put at one of its owners still waits for the disk; (that owner, what
+    lets it go on). The writer's patience did not end it."""
+    key = hashlib.sha256(data).hexdigest()
+    slow = next(name for name in owners_of(cluster.view, key) if name != "n1")
+    holder, disk, goes_on = cluster.nodes[slow].fs.holder, cluster.disks[slow], asyncio.Event()
+    put, puts = disk.put, []
+
+    async def put_slowly(*args: Any) -> Any:
+        await goes_on.wait()
+        return await put(*args)
+
+    def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
+        if function != "put" or to != slow:
+            return None
+        puts.append(asyncio.create_task(holder.put(key, data)))
+        return asyncio.Event().wait()
+
+    async def go_on() -> None:
+        assert puts
+        goes_on.set()
+        await asyncio.gather(*puts)
+
+    disk.put, cluster.before_call = put_slowly, call
+    await cluster.ask("n1", "write", "/f", data=data)
+    await cluster.ask("n1", "delete", "/f")
+    return slow, go_on
+
+
+def test_a_chunk_whose_disk_stalls_while_its_file_is_deleted_is_kept_in_mind(kit: SimpleNamespace) -> None:
+    """Its writer went on with a majority (swarm faults, seed 237)."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for node in cluster.nodes.values():
+                node.fs.collector.want = lambda: None
+            _, go_on = await stall(cluster, blob(4096))
+            done = await cluster.ask("n1", "collect")
+            assert (done["chunks"], done["kept"]) == (2, 1), "the collector comes again"
+            await go_on()
+            assert (await cluster.ask("n1", "check"))["orphans"] == 1
+            done = await cluster.ask("n1", "collect")
+            assert (done["chunks"], done["kept"]) == (1, 0)
+            assert (await cluster.ask("n1", "check"))["orphans"] == 0
+
+    kit.run(main)
+
+
 def test_a_chunk_that_arrives_when_all_collections_gave_up_is_collected_after_all(kit: SimpleNamespace) -> None:
     async def main() -> None:
         async with kit.Cluster() as cluster:
             data = blob(4096)
-            key = hashlib.sha256(data).hexdigest()
-            slow = next(name for name in owners_of(cluster.view, key) if name != "n1")
-            holder, disk, goes_on = cluster.nodes[slow].fs.holder, cluster.disks[slow], asyncio.Event()
-            put, puts = disk.put, []
-
-            async def put_slowly(*args: Any) -> Any:
-                await goes_on.wait()
-                return await put(*args)
-
-            def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
-                if function != "put" or to != slow:
-                    return None
-                puts.append(asyncio.create_task(holder.put(key, data)))  # the caller's patience does not end it
-                return asyncio.Event().wait()
-
-            disk.put, cluster.before_call = put_slowly, call
-            await cluster.ask("n1", "write", "/f", data=data)
-            await cluster.ask("n1", "delete", "/f")
+            slow, go_on = await stall(cluster, data)
             await cluster.settle()
-            assert puts
+            key = hashlib.sha256(data).hexdigest()
             assert not cluster.copies(key)
-            goes_on.set()
-            await asyncio.gather(*puts)
+            await go_on()
             assert cluster.copies(key) == [slow]
             await cluster.settle()
             await assert_clean(cluster)

@@ -19,7 +19,6 @@ from gostore.core.errors import (
     Timeout,
     Unavailable,
 )
-from gostore.services.fs.peers import owners_of
 from gostore.services.fs.uploads import SESSIONS_MAX
 
 
@@ -440,46 +439,6 @@ def test_a_file_that_wants_the_chunks_just_found_unreferenced_keeps_them(kit: Si
             for name in cluster.names:
                 assert await read_all(cluster, name, "/new") == data
             assert (await cluster.ask("n1", "check"))["under_replicated"] == 0
-
-    kit.run(main)
-
-
-def test_a_chunk_whose_disk_stalls_while_its_file_is_deleted_is_collected_when_it_is_there(
-    kit: SimpleNamespace,
-) -> None:
-    """Its writer went on with a majority (swarm faults, seed 237)."""
-
-    async def main() -> None:
-        async with kit.Cluster() as cluster:
-            for node in cluster.nodes.values():
-                node.fs.collector.want = lambda: None
-            data = blob(4096)
-            key = hashlib.sha256(data).hexdigest()
-            slow = next(name for name in owners_of(cluster.view, key) if name != "n1")
-            holder, disk, goes_on = cluster.nodes[slow].fs.holder, cluster.disks[slow], asyncio.Event()
-            put, puts = disk.put, []
-
-            async def put_slowly(*args: Any) -> Any:
-                await goes_on.wait()
-                return await put(*args)
-
-            def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
-                if function != "put" or to != slow:
-                    return None
-                puts.append(asyncio.create_task(holder.put(key, data)))  # the caller's patience does not end it
-                return asyncio.Event().wait()
-
-            disk.put, cluster.before_call = put_slowly, call
-            await cluster.ask("n1", "write", "/f", data=data)
-            await cluster.ask("n1", "delete", "/f")
-            done = await cluster.ask("n1", "collect")
-            assert (done["chunks"], done["kept"]) == (2, 1), "the collector comes again"
-            goes_on.set()
-            await asyncio.gather(*puts)
-            assert (await cluster.ask("n1", "check"))["orphans"] == 1
-            done = await cluster.ask("n1", "collect")
-            assert (done["chunks"], done["kept"]) == (1, 0)
-            assert (await cluster.ask("n1", "check"))["orphans"] == 0
 
     kit.run(main)
 
