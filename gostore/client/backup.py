@@ -2,7 +2,7 @@
 
 *Backup.* A node takes a cut through all shards (:mod:`gostore.services.db.backup`): the state of one instant, with
 every transaction wholly in it or not at all. The nodes that keep it are read page by page into a draft, a file of its
-own beside the wanted one (``NAME.XXXXXXXX.part``), which gets the wanted name when it is complete and on the medium.
+own beside the wanted one (``NAME.0123abcd.part``), which gets the wanted name when it is complete and on the medium.
 However the backup ends, the draft goes; only a client that was killed leaves it behind, and then it may be deleted.
 When one of the nodes is lost, the backup begins again with another cut.
 

@@ -327,7 +327,7 @@ class Groups:
             self._cast(to)
         try:
             self._endpoint.flush()
-        except Exception as error:
+        except Exception as error:  # seen by the loop's handler; the turn must still write what the cores handed out
             self._lost(error)
 
     def _cast(self, to: str) -> None:
@@ -341,7 +341,7 @@ class Groups:
             self._endpoint.cast(to, "raft", "messages", batch.items)
         except GoStoreError as error:
             self.env.log.warning("%d messages to %s are not sent: %s", len(batch.items), to, error.message)
-        except Exception as error:
+        except Exception as error:  # seen by the loop's handler; what goes to the other nodes must still go
             self._lost(error)
         finally:
             current_cause.reset(token)

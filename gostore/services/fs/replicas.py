@@ -133,7 +133,7 @@ class Replicas:
         """
         try:
             await self._peers.call(node, "chunks", "put", key, repair, data=data, timeout_s=timeout_s)
-        except BaseException as error:
+        except BaseException as error:  # also a cancellation; it goes on to whoever waits
             if not (isinstance(error, GoStoreError) and error.definite):
                 self.on_abandoned()
             raise
