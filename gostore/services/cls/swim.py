@@ -16,7 +16,10 @@ that an old rumour can neither kill nor revive it.
 
 *Rumours* travel piggyback on the probes (4.1), each a number of times logarithmic in the members, those that were sent
 least often first. A suspect is told of its suspicion with whatever is sent to it (the "buddy system" of Dadgar,
-Phillips, Currey: "Lifeguard", 2018, section III.C).
+Phillips, Currey: "Lifeguard", 2018, section III.C). Two of them do not wait for the next probe but are announced to
+``indirect`` others at once: a suspicion to those that shall confirm it, and a refutation. And who was accused once says
+its incarnation with all that it sends: members that joined since know the one that the master admitted, and what they
+said of that one would count nowhere.
 
 *A death found here grants nothing*: it is reported to the service, and only the master takes a member off the rings,
 by an event that is committed. Until then the dead member is probed on; an answer from itself brings it back at once.
@@ -263,6 +266,7 @@ class Swim:
         self.health = 0
         """What speaks against this member itself; 0: nothing."""
         self._rumours: dict[str, tuple[Rumour, int]] = {}
+        self._was_accused = False
         self.counts = dict.fromkeys(("probes", "indirect", "suspected", "cleared", "died", "refuted", "late"), 0)
 
         self.begin(now_s)
@@ -408,8 +412,7 @@ class Swim:
         return self._peers[self._order[self._position - 1]]
 
     def _probe_indirectly(self, probe: _Probe) -> list[Effect]:
-        others = [name for name, peer in self._peers.items() if peer.status != DEAD and peer is not probe.peer]
-        helpers = self._rng.sample(others, min(self.tunables.indirect, len(others)))
+        helpers = self._some_but(probe.peer.name)
         self.counts["indirect"] += bool(helpers)
         probe.helpers = len(helpers)
         return [self._send(helper, PING_REQ, probe.seq, probe.peer.name) for helper in helpers]
@@ -452,16 +455,15 @@ class Swim:
     def hear(self, rumour: Rumour, now_s: float) -> list[Effect]:
         """Take a rumour in; one that is new here is told on."""
         if rumour.name == self.name:
-            if rumour.status == SUSPECT and rumour.incarnation >= self.incarnation:
-                self.incarnation = rumour.incarnation + 1
-                self.counts["refuted"] += 1
-                self._feel(1)
-                self._tell(Rumour(self.name, ALIVE, self.incarnation))
-                return [Refuted(self.incarnation)]
-            if rumour.status == SUSPECT:
-                # Refuted already, and somebody does not know.
-                self._tell(Rumour(self.name, ALIVE, self.incarnation))
-            return []
+            if rumour.status != SUSPECT:
+                return []
+            self._was_accused = True
+            if rumour.incarnation < self.incarnation:
+                return []
+            self.incarnation = rumour.incarnation + 1
+            self.counts["refuted"] += 1
+            self._feel(1)
+            return [Refuted(self.incarnation), *self._announce(rumour.name)]
         peer = self._peers.get(rumour.name)
         if peer is None:
             return []
@@ -487,7 +489,9 @@ class Swim:
         peer.deadline_s = peer.suspected_s + patience_s
         heapq.heappush(self._suspicions, (peer.deadline_s, peer.name, incarnation))
         self._tell(Rumour(peer.name, SUSPECT, incarnation, accusers))
-        return [Suspected(peer.name, incarnation, self.name in by)] if known is None else []
+        first_hand = self.name in by
+        effects: list[Effect] = [Suspected(peer.name, incarnation, first_hand)] if known is None else []
+        return [*effects, *self._announce(peer.name)] if first_hand else effects
 
     def _clear(self, peer: _Peer, incarnation: int) -> list[Effect]:
         doubted = peer.status != ALIVE
@@ -501,6 +505,15 @@ class Swim:
 
     # Rumours
 
+    def _announce(self, about: str) -> list[Effect]:
+        """Tell some others now what there is to tell; any message would do, and the answer to this one is ignored."""
+        return [self._send(name, PING, self._next_seq()) for name in self._some_but(about)]
+
+    def _some_but(self, name: str) -> list[str]:
+        """``indirect`` others, or all there are, that are not dead."""
+        others = [other for other, peer in self._peers.items() if peer.status != DEAD and other != name]
+        return self._rng.sample(others, min(self.tunables.indirect, len(others)))
+
     def _tell(self, rumour: Rumour) -> None:
         self._rumours.pop(rumour.name, None)
         if len(self._rumours) >= RUMOURS_MAX:
@@ -511,7 +524,7 @@ class Swim:
         return Send(to, Message(kind, seq, target, tuple(self._pick_rumours(to))))
 
     def _pick_rumours(self, to: str) -> Iterable[Rumour]:
-        told: list[Rumour] = []
+        told = [Rumour(self.name, ALIVE, self.incarnation)] if self._was_accused else []
         peer = self._peers.get(to)
         if peer is not None and peer.status != ALIVE:
             told.append(Rumour(to, SUSPECT, peer.incarnation, peer.accusers))

@@ -44,12 +44,12 @@ class Network:
             if message_s <= timer_s:
                 self.now_s, _, source, to, message = heapq.heappop(self._heap)
                 if to in self.swims and to not in self.down:
-                    self._perform(to, self.swims[to].receive(source, message, self.now_s))
+                    self.perform(to, self.swims[to].receive(source, message, self.now_s))
             else:
                 self.now_s = max(self.now_s, timer_s)
-                self._perform(name, self.swims[name].tick(self.now_s))
+                self.perform(name, self.swims[name].tick(self.now_s))
 
-    def _perform(self, name: str, effects: list[object]) -> None:
+    def perform(self, name: str, effects: list[object]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
                 lost = self.rng.random() < self.loss or self.cut(name, effect.to)

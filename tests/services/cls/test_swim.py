@@ -86,10 +86,10 @@ def test_only_the_suspect_itself_raises_its_incarnation() -> None:
     swim = pair(incarnation=3)
     assert swim.hear(Rumour("a", SUSPECT, 2), 0.0) == []
     assert swim.incarnation == 3
-    assert swim.hear(Rumour("a", SUSPECT, 3), 0.0) == [Refuted(4)]
+    refuted, word = swim.hear(Rumour("a", SUSPECT, 3), 0.0)
+    assert refuted == Refuted(4)
+    assert word == Send("b", Message(PING, 1, "", (Rumour("a", ALIVE, 4),))), "it is said at once"
     assert swim.incarnation == 4
-    (ack,) = sends(swim.receive("b", Message(PING, 1), 0.0))
-    assert Rumour("a", ALIVE, 4) in ack.message.rumours
 
 
 def test_who_does_not_know_a_refutation_is_told_again() -> None:
@@ -97,6 +97,25 @@ def test_who_does_not_know_a_refutation_is_told_again() -> None:
     swim = pair(incarnation=3)
     (ack,) = sends(swim.receive("b", Message(PING, 1, "", (Rumour("a", SUSPECT, 1),)), 0.0))
     assert ack.message.rumours == (Rumour("a", ALIVE, 3),)
+    for _ in range(50):
+        (ack,) = sends(swim.receive("b", Message(PING, 1), 0.1))
+        assert ack.message.rumours == (Rumour("a", ALIVE, 3),), "and so is whoever comes"
+
+
+def test_own_accusations_are_announced_at_once() -> None:
+    swim = Swim("a", 1, FAST, random.Random(1), 0.0)
+    for name in ("b", "c", "d", "e", "f"):
+        swim.add(name, 1)
+    assert swim.hear(Rumour("b", SUSPECT, 1, ("c",)), 0.0) == [Suspected("b", 1, False)], "those of others are not"
+    effects: list[object] = []
+    while not (accused := [name for name, peer in swim._peers.items() if "a" in peer.accusers]):
+        effects = swim.tick(swim.due_s)
+    told = [send for send in sends(effects) if accused[0] in {rumour.name for rumour in send.message.rumours}]
+    words = told[: FAST.indirect]
+    assert len({send.to for send in words} - {"a", accused[0]}) == FAST.indirect
+    for send in words:
+        assert send.message.kind == PING
+        assert swim.receive(send.to, Message(ACK, send.message.seq), swim.due_s) == [], "no answer is waited for"
 
 
 def test_a_suspect_is_told_so_with_whatever_it_is_sent() -> None:

@@ -66,10 +66,11 @@ def test_the_times_of_a_probe_that_nobody_answers(profile: Tunables) -> None:
     other = "c" if ping.to == "b" else "b"
     assert request == Send(other, Message(PING_REQ, 1, ping.to))
     assert swim.due_s == began_s + profile.period_s
-    suspected, second = swim.tick(swim.due_s)
+    suspected, word, second = swim.tick(swim.due_s)
     assert suspected == Suspected(ping.to, 1, True)
+    assert word == Send(other, Message(PING, 2, "", (Rumour(ping.to, SUSPECT, 1, ("a",)),)))
     assert isinstance(second, Send)
-    assert (second.to, second.message.kind, second.message.seq) == (other, PING, 2)
+    assert (second.to, second.message.kind, second.message.seq) == (other, PING, 3)
     counts = {"probes": 2, "indirect": 1, "suspected": 1, "cleared": 0, "died": 0, "refuted": 0, "late": 0}
     assert swim.counts == counts
     assert swim.due_s == began_s + profile.period_s + 2 * profile.direct_timeout_s, "nobody said anything: is it us?"
@@ -352,8 +353,8 @@ def test_words_about_oneself() -> None:
     for rumour, effects, incarnation in (
         (Rumour("a", ALIVE, 9), [], 5),
         (Rumour("a", SUSPECT, 4), [], 5),
-        (Rumour("a", SUSPECT, 5), [Refuted(6)], 6),
-        (Rumour("a", SUSPECT, 8), [Refuted(9)], 9),
+        (Rumour("a", SUSPECT, 5), [Refuted(6), Send("b", Message(PING, 1, "", (Rumour("a", ALIVE, 6),)))], 6),
+        (Rumour("a", SUSPECT, 8), [Refuted(9), Send("b", Message(PING, 2, "", (Rumour("a", ALIVE, 9),)))], 9),
     ):
         assert swim.hear(rumour, 0.0) == effects
         assert swim.incarnation == incarnation
