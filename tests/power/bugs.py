@@ -609,9 +609,9 @@ def stale_ring() -> Any:
 def intents_ignored() -> Any:
     original = collector.Collector._scan
 
-    async def scan(self: collector.Collector, container: str) -> Any:
+    async def scan(self: collector.Collector, container: str, work: Any) -> Any:
         if container != directory.INTENTS:
-            async for entry in original(self, container):
+            async for entry in original(self, container, work):
                 yield entry
 
     return patch.object(collector.Collector, "_scan", scan)
@@ -623,15 +623,15 @@ def intents_ignored() -> Any:
     dense("delay"),
 )
 def collected_too_early() -> Any:
-    async def referenced(self: collector.Collector) -> frozenset[str]:
+    async def referenced(self: collector.Collector, work: Any) -> frozenset[str]:
         return self.__dict__.get("_before", frozenset())
 
     original_collect, original_referenced = collector.Collector.collect, collector.Collector._referenced
 
-    async def collect(self: collector.Collector) -> Any:
+    async def collect(self: collector.Collector, done: Any = None) -> Any:
         await self._tree.ready()
-        self.__dict__["_before"] = await original_referenced(self)
-        return await original_collect(self)
+        self.__dict__["_before"] = await original_referenced(self, collector.Work())
+        return await original_collect(self, done)
 
     return [
         patch.object(collector.Collector, "_referenced", referenced),

@@ -64,6 +64,11 @@ COLLECT_DELAY_S: Final = 0.2
 """Pause between a wish and the collection, so that many deletions share one."""
 COLLECT_SHARE: Final = 4
 """A collection that was work for t is followed by a pause of four times t: at most a fifth of the time goes into it."""
+QUESTION_WORK_S_MAX: Final = 0.5
+"""What one question (for a page of names or of headers, or to remove some chunks) counts as work at most. A page is a
+matter of milliseconds: an answer that takes longer was mostly waited for, as the network was cut, a node paused, or a
+shard without a leader. (Removals may take longer; but each chunk is removed only once.) More: after an outage, chunks
+wait for several times its length; less: where pages really take as long, the pauses are too short for them."""
 COLLECT_ATTEMPTS_MAX: Final = 8
 """Attempts, after a wish, to reach everybody and to find nothing in use, before it becomes a matter of minutes."""
 COLLECT_RETRY_S: Final = (0.5, 8.0)
@@ -77,16 +82,33 @@ NAMED_MAX: Final = 20
 
 
 @dataclass(slots=True)
+class Work:
+    """How long others worked on questions that were asked one after another."""
+
+    seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def question(self) -> Iterator[None]:
+        """Add the time inside, whatever comes of it: who fails to answer may have worked as well."""
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        try:
+            yield
+        finally:
+            self.seconds += min(loop.time() - begun_s, QUESTION_WORK_S_MAX)
+
+
+@dataclass(slots=True)
 class Collected:
-    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``worked_s``: for how
-    long db and those who answered had work with it."""
+    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``work``: what db and
+    those who answered had of it."""
 
     chunks: int = 0
     bytes: int = 0
     kept: int = 0
     intents: int = 0
     unreached: list[str] = field(default_factory=list)
-    worked_s: float = 0.0
+    work: Work = field(default_factory=Work)
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -152,7 +174,7 @@ class Collector:
                 unfinished = True
             attempt = min(attempt + 1, COLLECT_ATTEMPTS_MAX) if unfinished else 0
             self._running = 0 < attempt < COLLECT_ATTEMPTS_MAX
-            await asyncio.sleep(done.worked_s * COLLECT_SHARE)
+            await asyncio.sleep(done.work.seconds * COLLECT_SHARE)
 
     async def _wished_within(self, pause_s: float) -> bool:
         try:
@@ -171,13 +193,12 @@ class Collector:
         """
         done = Collected() if done is None else done
         await self._tree.ready()
-        done.intents = await self._reap_intents()
+        done.intents = await self._reap_intents(done.work)
         view = self._cls.view
         marks = await self._ask_all(view.online, self._mark, done)
-        held = await self._ask_all(tuple(marks), lambda node: self._names(node, arriving=True), done)
+        held = await self._ask_all(tuple(marks), lambda node, work: self._names(node, work, arriving=True), done)
         if any(held.values()):
-            with _timed(done):
-                referenced = await self._referenced()
+            referenced = await self._referenced(done.work)
             if self._cls.view.version != view.version:
                 raise Fenced("the view changed during the collection; nothing was removed")
             for node, keys in held.items():
@@ -186,29 +207,31 @@ class Collector:
         self.collected += done.chunks
         return done
 
-    async def _ask_all(self, nodes: Sequence[str], ask: Callable[[str], Awaitable[T]], done: Collected) -> dict[str, T]:
+    async def _ask_all(
+        self, nodes: Sequence[str], ask: Callable[[str, Work], Awaitable[T]], done: Collected
+    ) -> dict[str, T]:
         """The answers of those who answer; the others are noted as unreached."""
-
-        loop = asyncio.get_running_loop()
-        begun_s, worked_s = loop.time(), 0.0
+        longest_s = 0.0  # they work at the same time
 
         async def one(node: str) -> T | None:
-            nonlocal worked_s
+            nonlocal longest_s
+            work = Work()
             try:
-                answer = await ask(node)
+                answer = await ask(node, work)
             except GoStoreError:
                 done.unreached.append(node)  # and it is no work to wait for somebody who is silent
                 return None
-            worked_s = loop.time() - begun_s
+            longest_s = max(longest_s, work.seconds)
             return answer
 
         answers = await gather_bounded([lambda node=node: one(node) for node in nodes])  # type: ignore[misc]
-        done.worked_s += worked_s
+        done.work.seconds += longest_s
         return {node: answer for node, answer in zip(nodes, answers, strict=True) if answer is not None}
 
-    async def _mark(self, node: str) -> list[int]:
+    async def _mark(self, node: str, work: Work) -> list[int]:
         view = self._cls.view
-        mark: list[int] = (await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)).value
+        with work.question():
+            mark: list[int] = (await self._peers.call(node, "chunks", "mark", timeout_s=NODE_TIMEOUT_S)).value
         if tuple(mark[:2]) != view.version:
             raise Fenced(f"{node} has the view of epoch {mark[0]}, not {view.epoch}")
         return mark
@@ -217,7 +240,7 @@ class Collector:
         for first in range(0, len(loose), KEYS_MAX):
             keys = loose[first : first + KEYS_MAX]
             try:
-                with _timed(done):
+                with done.work.question():
                     reply = await self._peers.call(node, "chunks", "sweep", *mark, keys, timeout_s=NODE_TIMEOUT_S)
             except GoStoreError:
                 done.unreached.append(node)
@@ -227,29 +250,30 @@ class Collector:
             done.bytes += size_bytes
             done.kept += len(keys) - removed
 
-    async def _names(self, node: str, *, arriving: bool = False) -> list[str]:
+    async def _names(self, node: str, work: Work, *, arriving: bool = False) -> list[str]:
         """The chunks that a node holds, or also those that it is storing."""
         found: list[str] = []
         while True:
             args = (found[-1] + "0" if found else "", KEYS_MAX, arriving)
-            reply = await self._peers.call(node, "chunks", "names", *args, timeout_s=NODE_TIMEOUT_S)
+            with work.question():
+                reply = await self._peers.call(node, "chunks", "names", *args, timeout_s=NODE_TIMEOUT_S)
             found += reply.value
             if len(reply.value) < KEYS_MAX:
                 return found
 
-    async def _referenced(self) -> frozenset[str]:
+    async def _referenced(self, work: Work) -> frozenset[str]:
         """Chunks named by intents, then by headers: in this order, see the module."""
         found: list[str] = []
-        async for entry in self._scan(INTENTS):
+        async for entry in self._scan(INTENTS, work):
             found += [chunk.key for chunk in _intent_chunks(entry)]
-        async for entry in self._scan(ENTRIES):
+        async for entry in self._scan(ENTRIES, work):
             found += [chunk.key for chunk in _entry_chunks(entry)]
         return frozenset(found)
 
-    async def _reap_intents(self) -> int:
+    async def _reap_intents(self, work: Work) -> int:
         """Give up the intents whose writers are gone; returns how many."""
         by_node: dict[str, list[Entry]] = {}
-        async for entry in self._scan(INTENTS):
+        async for entry in self._scan(INTENTS, work):
             node = entry.value.get("node") if isinstance(entry.value, dict) else None
             by_node.setdefault(str(node), []).append(entry)
         reaped = 0
@@ -276,13 +300,14 @@ class Collector:
         answer: list[bool] = reply.value
         return answer
 
-    async def _scan(self, container: str) -> AsyncIterator[Entry]:
+    async def _scan(self, container: str, work: Work) -> AsyncIterator[Entry]:
         """Everything in a container, page by page."""
         start: str | None = ""
         limit = SCAN_PAGE
         while start is not None:
             try:
-                page = await self._kv.scan(container, start=start, limit=limit)
+                with work.question():
+                    page = await self._kv.scan(container, start=start, limit=limit)
             except TooLarge:
                 if limit == 1:
                     raise
@@ -302,19 +327,19 @@ class Collector:
         directories without a link. ``corrupt``: entries that cannot be read. ``unreached``: nodes that did not answer.
         """
         await self._tree.ready()
-        view = self._cls.view
+        view, work = self._cls.view, Work()
         holders: dict[str, list[str]] = {}
         unreached: list[str] = []
         for node in view.online:
             try:
-                for key in await self._names(node):
+                for key in await self._names(node, work):
                     holders.setdefault(key, []).append(node)
             except GoStoreError:
                 unreached.append(node)
-        intents = [entry async for entry in self._scan(INTENTS)]
+        intents = [entry async for entry in self._scan(INTENTS, work)]
         announced = frozenset(chunk.key for entry in intents for chunk in _intent_chunks(entry))
         census = Census()
-        async for entry in self._scan(ENTRIES):
+        async for entry in self._scan(ENTRIES, work):
             census.add(entry)
         lost = [key for key in census.chunks if key not in holders]
         under = [
@@ -340,17 +365,6 @@ def _pause_s(attempt: int) -> float:
     """After so many attempts in vain."""
     first_s, most_s = COLLECT_RETRY_S
     return min(first_s * 2 ** (attempt - 1), most_s) if attempt < COLLECT_ATTEMPTS_MAX else COLLECT_REST_S
-
-
-@contextlib.contextmanager
-def _timed(done: Collected) -> Iterator[None]:
-    """Add the time inside to ``worked_s``, whatever comes of it."""
-    loop = asyncio.get_running_loop()
-    begun_s = loop.time()
-    try:
-        yield
-    finally:
-        done.worked_s += loop.time() - begun_s
 
 
 class Census:

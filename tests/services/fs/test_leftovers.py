@@ -398,6 +398,88 @@ def test_a_collection_that_fails_gives_no_more_work_than_one_that_does_not(kit: 
     kit.run(main)
 
 
+def test_every_page_of_a_collection_counts_as_work(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to read all of them: what is bounded is how much one of them counts."""
+    page_s = 0.25
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for number in range(20):
+                await cluster.ask("n1", "write", f"/f{number:02}", data=blob(100, number))
+            await cluster.settle()
+            loop, names, begun, ended = asyncio.get_running_loop(), [0], [0.0], [0.0]
+
+            def before(operation: str, details: Any) -> Any:
+                if operation != "scan" or details != ("fs", ""):
+                    return None
+                ended[-1] = loop.time() + page_s
+                return asyncio.sleep(page_s)
+
+            def call(source: str, to: str, _service: str, function: str, _args: Any) -> Any:
+                if (source, to, function) == ("n1", "n1", "mark"):
+                    for times in (names, begun, ended):
+                        times.append(0)
+                    begun[-1] = loop.time()
+                if (source, to, function) == ("n1", "n2", "names"):
+                    names[-1] += 1
+                return asyncio.sleep(page_s) if function == "names" else None
+
+            cluster.kv.before, cluster.before_call = before, call
+            while len(begun) < 4:
+                cluster.nodes["n1"].fs.collector.want()
+                await asyncio.sleep(0.1)
+            assert names[1] > 1, "pages of one node"
+            for number in (1, 2):
+                took_s = ended[number] - begun[number]
+                assert took_s >= (names[number] + 20 // 4) * page_s
+                assert COLLECT_SHARE <= (begun[number + 1] - ended[number]) / took_s < 1.5 * COLLECT_SHARE
+
+    monkeypatch.setattr("gostore.services.fs.collector.SCAN_PAGE", 4)
+    monkeypatch.setattr("gostore.services.fs.collector.KEYS_MAX", 4)
+    kit.run(main)
+
+
+@pytest.mark.parametrize("waited_for", ["mark", "names", "sweep", "db"])
+def test_an_outage_during_a_collection_does_not_put_the_next_one_off(kit: SimpleNamespace, waited_for: str) -> None:
+    """To wait for a node that is paused, or a shard without a leader, is no work to be made up for by a pause (swarm
+    faults, seed 399)."""
+    outage_s = 9.0
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for path in ("/f", "/g"):
+                await cluster.ask("n1", "write", path, data=blob(10_000, ord(path[1])))
+            await cluster.settle()
+            waited = asyncio.Event()
+
+            async def outage() -> None:
+                await asyncio.sleep(outage_s)  # virtual time
+                waited.set()
+
+            async def no_leader() -> None:
+                await outage()
+                raise Unavailable("no leader")
+
+            def before(operation: str, details: Any) -> Any:
+                hit = waited_for == "db" and operation == "scan" and details == ("fs", "") and not waited.is_set()
+                return no_leader() if hit else None
+
+            def call(source: str, to: str, _service: str, function: str, _args: Any) -> Any:
+                hit = (source, to, function) == ("n1", "n3", waited_for) and not waited.is_set()
+                return outage() if hit else None
+
+            cluster.kv.before, cluster.before_call = before, call
+            await cluster.ask("n1", "delete", "/f")
+            await waited.wait()
+            over_s = asyncio.get_running_loop().time()
+            await cluster.ask("n1", "delete", "/g")
+            await cluster.settle()
+            assert asyncio.get_running_loop().time() - over_s < outage_s
+            await assert_clean(cluster)
+
+    kit.run(main)
+
+
 def test_whoever_stopped_waiting_for_a_put_collects_again_when_no_older_request_is_waited_for(
     kit: SimpleNamespace,
 ) -> None:
