@@ -20,7 +20,8 @@ What a watch promises
 * *Order.* The changes of a shard, and so those of a key, come in the order of their versions, each at most once, none
   left out. There is no order between shards.
 * *Transactions.* Each object that a transaction wrote is a change. Those of one shard have one version, and come one
-  after the other. Those of several shards come shard by shard, each with its own version, and others may be between.
+  after the other; so do those of transactions that came to the shard together. Those of several shards come shard by
+  shard, each with its own version, and others may be between.
 * *Leaders.* A watch follows its shards when their leaders die or move: the next one goes on after the last version
   delivered. While a shard has no leader, the watch waits, ``timeout_s`` at most; then it raises ``Unavailable``, has
   lost nothing, and can be iterated again.

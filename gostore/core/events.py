@@ -159,7 +159,7 @@ SCHEMA: Final[dict[str, tuple[str, str, dict[str, tuple[str, str]]]]] = {
     # db
     "commit": (
         "db",
-        "A shard has applied a transaction that writes.",
+        "A shard has applied a transaction that writes, or several that came together.",
         {
             "shard": ("number", "of the shard"),
             "container": ("name", "of the first key"),

@@ -88,6 +88,32 @@ def test_each_has_its_own_outcome(cluster: SimCluster) -> None:
     cluster.run(scenario())
 
 
+def test_what_comes_together_is_one_entry_unless_an_object_would_be_written_twice() -> None:
+    with gs.simulate(3, seed=2, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            await cluster.wait_settled()
+            store = store_of(cluster, (await cluster.db.shards())[0]["primary"])
+            before = (await store.commit((), put("known"))).version  # the node has looked the container up
+            done = await asyncio.gather(*(store.commit((), put(f"k{number}", number)) for number in range(10)))
+            assert {committed.version for committed in done} == {before + 1}
+            assert [(await store.get("a", f"k{number}")).value for number in range(10)] == list(range(10))
+            # Whoever knows the version of its own write may build on it; so another one must not have the same.
+            done = await asyncio.gather(*(store.commit((), put("k", number)) for number in range(5)))
+            assert len({committed.version for committed in done}) == 5
+            last = max(done, key=lambda committed: committed.version)
+            for committed in done:
+                builds = store.commit([PointRead("a", "k", committed.version)], put("k", "mine"))
+                if committed is last:
+                    await builds
+                else:
+                    with pytest.raises(Conflict):
+                        await builds
+
+        cluster.run(scenario())
+
+
 def test_what_cannot_be_sent_spoils_nothing(cluster: SimCluster) -> None:
     async def scenario() -> None:
         store = store_of(cluster)
@@ -219,13 +245,13 @@ def test_what_became_of_one_alone_is_found_out_alone() -> None:
                 return [told[0], NotOwner("lost with the lead", owner=None), Timeout("nobody knows")]
 
             replication.propose_all = propose_all
-            adds = [store.commit((), [Write("add", "a", key, 1)]) for key in ("done", "lost", "unknown")]
+            # Of one object, so that each has an entry of its own.
+            adds = [store.commit((), [Write("add", "a", "n", number)]) for number in (1, 10, 100)]
             done = await asyncio.gather(*adds)
             assert batches == [3]
             assert len({committed.version for committed in done}) == 3
-            for key, committed in zip(("done", "lost", "unknown"), done, strict=True):
-                found = await store.get("a", key)
-                assert (found.value, found.version) == (1, committed.version)
+            found = await store.get("a", "n")
+            assert (found.value, found.version) == (111, max(committed.version for committed in done))
 
         cluster.run(scenario())
 
@@ -318,9 +344,9 @@ def test_a_doubt_of_an_attempt_before_is_not_forgotten() -> None:
                 return serve(function, args, deadline_s)
 
             shard.replication.propose_all, shard.serve = propose_all, served
-            await asyncio.gather(*(store.commit((), [Write("add", "a", key, 1)]) for key in ("x", "y")))
+            await asyncio.gather(*(store.commit((), [Write("add", "a", "n", number)]) for number in (1, 10)))
             assert attempts == [2, 2]
             assert alone == [True], "it is told that an attempt before may have had its effect"
-            assert [(await store.get("a", key)).value for key in ("x", "y")] == [1, 1]
+            assert (await store.get("a", "n")).value == 11
 
         cluster.run(scenario())

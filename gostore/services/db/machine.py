@@ -11,6 +11,8 @@ command                                                    outcome
 ``["commit", request, reads, writes]``: a transaction of   ``["ok", index]``, ``["conflict", container, key, why,
 this shard alone                                           lock]``, ``["error", code, message]``, ``["dropped",
                                                            container]``, ``["forgotten"]``
+``["commits", [[request, reads, writes], ...]]``: several   ``["each", [outcome, ...]]``, as above
+of them, one after the other
 ``["begin", request, reads, writes, shards,                as above, with ``["begun", id]`` instead of ``["ok"]``;
 generation]``: the first shard of several validates,       ``["pending", id]`` when the request was repeated and the
 locks, and becomes their coordinator                       decision is not there yet
@@ -22,6 +24,11 @@ decision itself, at the others its execution               (index 0: nothing was
 executed it
 ``["drop", container]``                                    ``["ok", index]``
 =========================================================  ============================================================
+
+*commits* are transactions of several tasks, or clients, that came together: an entry for all costs each replica less
+than one for each. They are as atomic as if each had its own entry, no more; but what they write has one version, the
+index. So no two of them may write the same object (:func:`.shard.apart`): who knows the version of its own write would
+take the other one's for it.
 
 Sessions. A request id is ``[client, sequence, repeated, settled below]``. The outcome of a request is kept and given
 again, so that a request that is in the log twice is executed once. What its client waits for no longer (*settled
@@ -88,7 +95,7 @@ RANGE_KEYS_MAX: Final = 1024 * 1024
 As many as a transaction of 1024 scans can have read.
 """
 
-COMMANDS: Final = ("commit", "begin", "prepare", "decide", "forget", "drop")
+COMMANDS: Final = ("commit", "commits", "begin", "prepare", "decide", "forget", "drop")
 """Those of this release. A later format of a command has another name."""
 
 SNAPSHOT_FORMAT: Final = 1
@@ -124,6 +131,8 @@ def is_request(request: Any) -> bool:
 def is_sound(command: Sequence[Any]) -> bool:
     """Whether all but its reads and writes, which are examined when it is executed, is what it should be."""
     match command:
+        case ["commits", items]:
+            return isinstance(items, list) and all(isinstance(item, list) and len(item) == 3 for item in items)
         case ["begin", _, _, _, shards, generation]:
             return isinstance(shards, list) and all(isinstance(one, int) for one in [*shards, generation])
         case ["prepare", transaction, coordinator, _, _]:
@@ -212,6 +221,9 @@ class ShardMachine:
                 return self._once(request, self._commit, reads, writes, index)
             case _ if not is_sound(command):
                 return _bad_request(f"{command[0]}: its arguments are not what they should be")
+            case ["commits", items]:
+                commit, once = self._commit, self._once
+                return ["each", [once(request, commit, reads, writes, index) for request, reads, writes in items]]
             case ["begin", request, reads, writes, shards, generation]:
                 return self._once(request, self._begin, request, reads, writes, shards, generation, index)
             case ["prepare", transaction, coordinator, reads, writes]:

@@ -39,6 +39,7 @@ from gostore.services.db.machine import (
     unpack_command,
 )
 from gostore.services.db.replication import Group, Replication, ShardStatus, together
+from gostore.services.db.transaction import Place
 from gostore.services.db.values import read_packed
 from gostore.services.db.watches import Watches
 from gostore.storage.wal import Wal
@@ -53,6 +54,9 @@ LOCK_WAITERS_MAX: Final = 4096
 
 GATED: Final = ("commit", "commits", "coordinate", "drop")
 """What begins a change; it waits while a cut is taken."""
+
+TOGETHER_MAX: Final = 64
+"""Commits in one entry of the log. More would hardly be cheaper, and the first of them would wait longer."""
 
 EVENT_KEYS_MAX: Final = 8
 """Keys named in one event."""
@@ -160,11 +164,13 @@ class Shard:
             self._wake()
             self.coordinator.notice(kind, command[1], outcome)
         if self.replication.role == "primary":
-            if kind == "commit":
-                places = [(write[1], write[2]) for write in command[3]] if outcome[0] == "ok" else []
+            if kind == "commits" and outcome[0] == "each":
+                transactions = [(one, _written(item[2], one)) for item, one in zip(command[1], outcome[1], strict=True)]
+            elif kind == "commit":
+                transactions = [(outcome, _written(command[3], outcome))]
             else:
-                places = list(decided.values) if decided is not None and command[2] else []
-            self._count(outcome, places, index)
+                transactions = [(outcome, list(decided.values) if decided is not None and command[2] else [])]
+            self._count(transactions, index)
         if self.watches.parked:
             self.watches.notice(index)
         return outcome
@@ -190,19 +196,21 @@ class Shard:
     def serving(self) -> None:
         self.coordinator.serving()
 
-    def _count(self, outcome: Outcome, places: list[tuple[str, str]], index: int) -> None:
-        """``places``: (container, key) of what was written."""
-        self.commits += bool(places)
-        self.conflicts += outcome[0] == "conflict"
-        if not self._env.events.active:
-            return
-        if places:
+    def _count(self, transactions: list[tuple[Outcome, list[Place]]], index: int) -> None:
+        """Of each transaction of an entry: its outcome, and what it wrote."""
+        events, places = self._env.events, []
+        for outcome, written in transactions:
+            places += written
+            self.commits += bool(written)
+            if outcome[0] == "conflict":
+                self.conflicts += 1
+                if events.active:
+                    container = display_name(outcome[1])
+                    events.publish("conflict", shard=self.number, container=container, key=outcome[2])
+        if places and events.active:
             keys = list(dict.fromkeys(key for _, key in places))[:EVENT_KEYS_MAX]
             container = display_name(places[0][0])
-            self._env.events.publish("commit", shard=self.number, container=container, keys=keys, index=index)
-        elif outcome[0] == "conflict":
-            container = display_name(outcome[1])
-            self._env.events.publish("conflict", shard=self.number, container=container, key=outcome[2])
+            events.publish("commit", shard=self.number, container=container, keys=keys, index=index)
 
     # waiting for locks
 
@@ -248,7 +256,7 @@ class Shard:
                 return self._get(container, key, path_from_wire(path), at, deadline_s)
             case "commit", [request, reads, writes]:
                 return self._commit(request, reads, writes, deadline_s)
-            case "commits", [[*items]]:
+            case "commits", [[*items]] if is_sound(["commits", items]):
                 return self._commit_all(items, deadline_s)
             case "stale", [str(container), str(key), path]:
                 return self._stale(container, key, path_from_wire(path))
@@ -399,13 +407,17 @@ class Shard:
         return [found[place] for place in range(len(items))]
 
     async def _propose_commits(self, items: list[Any], deadline_s: float) -> list[Outcome]:
-        commands = [pack_command(["commit", *item]) for item in items]
         propose_all = getattr(self.replication, "propose_all", None)
-        if propose_all is not None:  # not every policy can take several at once
-            told = await propose_all(commands, deadline_s)
-        else:
-            told = await together(self._env, "db-commits", [self._told(command, deadline_s) for command in commands])
-        return [_failed(one) if isinstance(one, GoStoreError) else one for one in told]
+        if propose_all is None:  # not every policy can take several at once
+            work = [self._told(pack_command(["commit", *item]), deadline_s) for item in items]
+            told = await together(self._env, "db-commits", work)
+            return [_failed(one) if isinstance(one, GoStoreError) else one for one in told]
+        batches = apart(items)
+        told = await propose_all([pack_command(["commits", batch]) for batch in batches], deadline_s)
+        outcomes: list[Outcome] = []
+        for batch, one in zip(batches, told, strict=True):
+            outcomes += [_failed(one)] * len(batch) if isinstance(one, GoStoreError) else one[1]
+        return outcomes
 
     async def _told(self, command: bytes, deadline_s: float) -> Outcome | GoStoreError:
         try:
@@ -459,6 +471,32 @@ def succeed(outcome: Outcome) -> int:
         case ["forgotten"]:
             raise Forgotten("the outcome of this request id is no longer kept: read what it wrote to find out")
     raise InternalError(f"an outcome that cannot be: {outcome!r:.100}")
+
+
+def apart(items: list[Any]) -> list[list[Any]]:
+    """Commits, [request, reads, writes], in their order, in batches of which each writes no object twice."""
+    batches: list[list[Any]] = []
+    taken: set[Place] = set()
+    for item in items:
+        places = _places(item[2])
+        if not batches or len(batches[-1]) >= TOGETHER_MAX or not taken.isdisjoint(places):
+            batches.append([])
+            taken = set()
+        batches[-1].append(item)
+        taken |= places
+    return batches
+
+
+def _places(writes: Any) -> set[Place]:
+    """What may be written; of writes that cannot be read it is nothing, as they are refused when they are applied."""
+    try:
+        return {(write[1], write[2]) for write in writes}
+    except (TypeError, LookupError):
+        return set()
+
+
+def _written(writes: Any, outcome: Outcome) -> list[Place]:
+    return [(write[1], write[2]) for write in writes] if outcome[0] == "ok" else []
 
 
 def _failed(error: GoStoreError) -> Outcome:

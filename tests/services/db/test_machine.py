@@ -10,6 +10,7 @@ from gostore.core.errors import Corrupt, NotSupported
 from gostore.core.values import pack, unpack
 from gostore.services.db import machine as machine_module
 from gostore.services.db.machine import Restorer, ShardMachine, pack_command, unpack_command
+from gostore.services.db.shard import apart
 
 SIZE = 1 << 20
 
@@ -57,8 +58,10 @@ some_writes = st.lists(
     max_size=3,
 )
 ids = st.builds(lambda shard, index: f"{shard}.1.{index}", st.sampled_from([0, 7]), st.integers(1, 12))
+together = st.lists(st.tuples(requests, reads, some_writes).map(list), min_size=1, max_size=4)
 commands = st.one_of(
     st.tuples(st.just("commit"), requests, reads, some_writes),
+    st.tuples(st.just("commits"), together.map(lambda items: apart(items)[0])),
     st.tuples(st.just("begin"), requests, reads, some_writes, st.just([1, 2]), st.just(1)),
     st.tuples(st.just("prepare"), ids, st.just(7), reads, some_writes),
     st.tuples(st.just("decide"), ids, st.booleans()),
@@ -96,6 +99,43 @@ def test_a_refused_command_changes_no_value(log: list[tuple[Any, ...]]) -> None:
             "forget",
         ):
             assert machine.store.rows("c") == before
+
+
+@given(together)
+def test_commits_are_put_together_in_their_order_and_write_no_object_twice(items: list[list[Any]]) -> None:
+    batches = apart(items)
+    assert [item for batch in batches for item in batch] == items
+    for batch in batches:
+        objects = [place for item in batch for place in {(write[1], write[2]) for write in item[2]}]
+        assert len(objects) == len(set(objects))
+
+
+@pytest.mark.parametrize("writes", [None, 7, [5], [["set"]], [["set", [], {}, [], b""]], [{"a": 1}]])
+def test_what_cannot_be_read_is_put_together_and_refused(writes: Any) -> None:
+    items = [[None, [], writes], [None, [], [write("a", 1)]]]
+    assert apart(items) == [items]
+    kind, (refused, done) = Log().apply("commits", items)
+    assert (kind, refused[:2], done) == ("each", ["error", "bad_request"], ["ok", 1])
+
+
+@given(st.lists(commands, max_size=8), together, st.data())
+def test_commits_of_one_entry_do_what_they_do_in_an_entry_each(
+    before: list[tuple[Any, ...]], items: list[list[Any]], data: st.DataObject
+) -> None:
+    together, alone = Log(), Log()
+    for log in (together, alone):
+        for command in before:
+            log.apply(*command)
+    batch = apart(items)[0]
+    for item in batch:
+        known = [point(key, together.machine.store.version("c", key)) for key in data.draw(st.sets(keys, max_size=2))]
+        item[1] = [*item[1], *known]  # what it read is current, unless another one of the batch has replaced it
+    kind, outcomes = together.apply("commits", batch)
+    assert kind == "each"
+    assert [one[0] for one in outcomes] == [alone.apply("commit", *item)[0] for item in batch]
+    for key in ("a", "b", "c/1", "c/2"):
+        assert together.value(key) == alone.value(key)
+    assert all(one[1] <= together.machine.applied for one in outcomes if one[0] == "ok")
 
 
 def test_a_commit_validates_what_was_read() -> None:
@@ -361,6 +401,7 @@ def test_a_malformed_transaction_is_refused_and_changes_nothing(locked: bool) ->
         ("forget", ["7.1.1"]),
         ("drop", ["c"]),
         ("drop", 7),
+        *(("commits", items) for items in (7, None, {}, [5], [[None, []]], [[None, [], [], 1]])),
         ("begin", None, [], [], 7, 1),
         ("begin", None, [], [], ["x"], 1),
         ("begin", None, [], [], [1], "1"),
