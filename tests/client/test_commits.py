@@ -318,6 +318,28 @@ def test_what_may_have_committed_is_not_refused_for_a_lock(cluster: SimCluster, 
     cluster.run(scenario())
 
 
+@pytest.mark.parametrize("function", ["commit", "commits"])
+@pytest.mark.parametrize("writes", [None, 7, ["x"], [["set", 1, 2, [], b"1"]], [[[], {}, None]]])
+def test_what_cannot_be_read_under_the_id_of_a_commit_stops_no_node(function: str, writes: Any) -> None:
+    """From a node with a mistake: the outcome is that of the commit, and of these writes nothing can be told."""
+    with gs.simulate(1, seed=3, db={"shards": 1}) as cluster:
+
+        async def scenario() -> None:
+            await cluster.db.create_container("a")
+            (shard,) = cluster._machines["n1"].app.db._shards
+
+            async def ask(writes: Any) -> Any:
+                item = [["x", 1, False], [], writes]
+                return await cluster.call("n1", "db", "shard", 0, function, item if function == "commit" else [[item]])
+
+            first = await ask([["set", "c@1", "k", [], b"\x02"]])
+            assert await ask(writes) == first
+            assert shard.machine.store.version("c@1", "k") > 0
+
+        cluster.run(scenario())
+        assert cluster.nodes["n1"].life.alive
+
+
 def test_a_doubt_of_an_attempt_before_is_not_forgotten() -> None:
     """Nobody knows what became of the first attempt; the second one surely fails for one of the two."""
     with gs.simulate(3, seed=3, db={"shards": 1}) as cluster:

@@ -483,20 +483,24 @@ def apart(items: list[Any]) -> list[list[Any]]:
             batches.append([])
             taken = set()
         batches[-1].append(item)
-        taken |= places
+        taken.update(places)
     return batches
 
 
-def _places(writes: Any) -> set[Place]:
-    """What may be written; of writes that cannot be read it is nothing, as they are refused when they are applied."""
+def _places(writes: Any) -> list[Place]:
+    """What writes would write: nothing if they cannot be read, as they are refused when they are applied.
+
+    (And they may come under the request id of others, which were committed: the outcome is theirs.)
+    """
     try:
-        return {(write[1], write[2]) for write in writes}
-    except (TypeError, LookupError):
-        return set()
+        places = [(container, key) for _, container, key, _, _ in writes]
+    except (TypeError, ValueError):
+        return []
+    return places if all(type(container) is type(key) is str for container, key in places) else []
 
 
 def _written(writes: Any, outcome: Outcome) -> list[Place]:
-    return [(write[1], write[2]) for write in writes] if outcome[0] == "ok" else []
+    return _places(writes) if outcome[0] == "ok" else []
 
 
 def _failed(error: GoStoreError) -> Outcome:

@@ -57,9 +57,8 @@ class WithoutIncarnation(Swim):
         before = self.incarnation
         effects = super().hear(replace(rumour, incarnation=1), now_s)
         self.incarnation = before
-        return [
-            effect for effect in effects if not isinstance(effect, Send)
-        ]  # or each answer would make it say so again
+        # It must not say so either, or each answer would make it say so again.
+        return [effect for effect in effects if not isinstance(effect, Send)]
 
 
 class WithoutSuspicion(Swim):
