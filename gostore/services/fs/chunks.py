@@ -65,7 +65,8 @@ class Holder:
 
     ``on_stored``: told the name of a new chunk, and whether the view is another than that of whoever sent it;
     ``on_corrupt``: the name of a damaged one (:mod:`.repair`). ``on_loose``: told that a chunk is here which somebody
-    wanted to remove while it was still being stored (:mod:`.collector`).
+    wanted to remove while it was still being stored, or which a node brought that collections do not ask
+    (:mod:`.collector`).
     """
 
     def __init__(self, env: Env, blobs: Blobs, epoch: Callable[[], int]) -> None:
@@ -85,6 +86,7 @@ class Holder:
         self.on_corrupt: Callable[[str], None] = lambda _key: None
         self.on_loose: Callable[[], None] = lambda: None
         self.removed = 0
+        self.moved = 0
 
     def mark(self) -> int:
         """Promises made up to now do not prevent a removal that is asked for with this mark; later ones do."""
@@ -167,12 +169,16 @@ class Holder:
             self.on_corrupt(key)
             raise
 
-    async def remove(self, key: str, mark: int) -> bool:
-        """Remove a chunk; False when it is not here, is lent, was touched after ``mark``, or the node is behind."""
+    async def remove(self, key: str, mark: int, *, moved: bool = False) -> bool:
+        """Remove a chunk; False when it is not here, is lent, was touched after ``mark``, or the node is behind.
+
+        ``moved``: its owners have it now; counted when it begins, as from then on the chunk is not listed.
+        """
         if key in self._arriving:
             self._loose[key] = None
         if not self.has(key) or key in self._lent or self._touched.get(key, 0) > mark or self.behind:
             return False
+        self.moved += moved
         with self._gone(key):
             await self._blobs.remove(key)
             self._touched.pop(key, None)
@@ -241,6 +247,8 @@ class ChunkService:
         new = await self._holder.put(checked_key(key), bytes(call.data), call.epoch)
         if new and repair:
             self._env.events.publish("chunk_copied", chunk=key, source=call.source, bytes=len(call.data))
+            if call.source not in self._cls.view.online:
+                self._holder.on_loose()  # while it was away, the chunk may have been collected everywhere else
         return new
 
     @remote
@@ -273,8 +281,11 @@ class ChunkService:
 
     @remote
     async def mark(self, call: Call) -> Any:
-        """``[epoch, digest, incarnation, mark]``, to be given back to :meth:`sweep`."""
-        return [*self._cls.view.version, self._incarnation, self._holder.mark()]
+        """``[epoch, digest, incarnation, mark, moved]``; all but ``moved`` is to be given back to :meth:`sweep`.
+
+        ``moved``: how many copies went from here to their owners in this life.
+        """
+        return [*self._cls.view.version, self._incarnation, self._holder.mark(), self._holder.moved]
 
     @remote
     async def sweep(self, call: Call, epoch: int, digest: int, incarnation: int, mark: int, keys: list[str]) -> Any:

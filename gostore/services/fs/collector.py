@@ -30,11 +30,13 @@ A chunk that is still being stored (its disk stalls; its writer went on with a m
 cannot be removed, so it counts as *kept*, and a collection that kept something is repeated; and its node wishes for
 another when it is there. Nor does a copy escape that
 repair makes meanwhile of a chunk which nothing references: when it arrives after its new holder was listed, its source
-was lent or touched after the mark, so the source is kept.
+was lent or touched after the mark, so the source is kept. If the source is gone by the time it is listed, because the
+owners have the chunk now, its node says that copies *moved* since the mark, and the collection is repeated as well.
 
 What a node that is not reached holds stays until a later collection: one runs whenever a node comes online that holds
-something, when one goes (what it was writing is nobody's), when a writer stopped waiting for a put that may arrive yet,
-and when what became of a commit in doubt is settled.
+something, when a node that is not online brings a copy to an owner (the chunk may have been collected while it was
+away), when one goes (what it was writing is nobody's), when a writer stopped waiting for a put that may arrive yet, and
+when what became of a commit in doubt is settled.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ class Work:
 
 @dataclass(slots=True)
 class Collected:
-    """``kept``: unreferenced, but touched meanwhile. ``unreached``: nodes that did not take part. ``work``: what db and
-    those who answered had of it."""
+    """``kept``: unreferenced, but touched meanwhile; or nobody knows, as they moved. ``unreached``: nodes that did not
+    take part. ``work``: what db and those who answered had of it."""
 
     chunks: int = 0
     bytes: int = 0
@@ -202,7 +204,11 @@ class Collector:
             if self._cls.view.version != view.version:
                 raise Fenced("the view changed during the collection; nothing was removed")
             for node, keys in held.items():
-                await self._sweep(node, marks[node], [key for key in keys if key not in referenced], done)
+                await self._sweep(node, marks[node][:4], [key for key in keys if key not in referenced], done)
+        # An owner may have been listed before a copy came to it, and the source when it was gone: then it was missed.
+        reached = [node for node in marks if node not in done.unreached]
+        for node, (*_, incarnation, _, moved) in (await self._ask_all(reached, self._mark, done)).items():
+            done.kept += moved - marks[node][4] if incarnation == marks[node][2] else 1
         self.collections += 1
         self.collected += done.chunks
         return done

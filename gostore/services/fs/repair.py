@@ -194,7 +194,7 @@ class Repair:
         for key in surplus:
             if self._cls.view.version != view.version:
                 return
-            if await self._holder.remove(key, mark):
+            if await self._holder.remove(key, mark, moved=True):
                 self.removed += 1
                 self._pending.pop(key, None)
 

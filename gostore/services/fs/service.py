@@ -103,10 +103,10 @@ class FsService:
     def _view_changed(self, old: View, new: View, _changes: Sequence[MemberChange]) -> None:
         me = self._env.name
         self.repair.view_changed()
-        if me not in old.online:
-            self._look_around(new)
         # A view may skip the epoch in which somebody was offline: then it shows him in another life.
         stayed = [name for name in old.online if name in new.online and _life(old, name) == _life(new, name)]
+        if me not in stayed:
+            self._look_around(new)
         first = next((name for name in new.online if name == me or name in stayed), "")
         if first == me and len(stayed) < len(old.online):
             # Somebody has gone, perhaps in the middle of a write; one of those left cleans up behind him.

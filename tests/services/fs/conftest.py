@@ -466,6 +466,13 @@ class Cluster:
             assert asyncio.get_running_loop().time() < deadline_s, unsettled
             await asyncio.sleep(0.05)
 
+    async def until(self, condition: Callable[[], bool], pause_s: float = 0.05) -> None:
+        """Until it holds, with a pause of so much virtual time before it is looked at again."""
+        deadline_s = asyncio.get_running_loop().time() + 3000
+        while not condition():
+            assert asyncio.get_running_loop().time() < deadline_s, condition
+            await asyncio.sleep(pause_s)
+
     def copies(self, key: str) -> list[str]:
         return [name for name in self.nodes if self.nodes[name].blobs.has(key)]
 

@@ -165,7 +165,8 @@ def test_functions_between_holders_check_what_they_are_given(kit: SimpleNamespac
                 await call("n2", "chunks", "put", KEY, data=b"x")
             with pytest.raises(BadRequest, match="4097 chunks"):
                 await call("n2", "chunks", "has", [KEY] * 4097)
-            epoch, digest, incarnation, mark = (await call("n2", "chunks", "mark")).value
+            epoch, digest, incarnation, mark, moved = (await call("n2", "chunks", "mark")).value
+            assert moved == 0
             for wrong in [(epoch + 1, digest, incarnation), (epoch, digest + 1, incarnation), (epoch, digest, 9)]:
                 with pytest.raises(Fenced):
                     await call("n2", "chunks", "sweep", *wrong, mark, [KEY])

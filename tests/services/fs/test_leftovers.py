@@ -345,6 +345,89 @@ def test_a_chunk_that_is_stored_while_an_owner_comes_online_gets_its_copy_there(
     kit.run(main)
 
 
+@pytest.mark.parametrize("comes_back", ["never", "later", "in one step"])
+def test_what_was_collected_while_a_node_was_away_does_not_come_back_with_it(
+    kit: SimpleNamespace, comes_back: str
+) -> None:
+    """It was not told that it is away; when it learns so, it hands its copies over, and may hold nothing by the time it
+    is online again (swarm faults, seed 3040). Or it never learns that it was away, and just repairs."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            # The first node of a view that has not gone cleans up after others: not the one that is away.
+            data = next(
+                data
+                for data in (blob(4096, seed) for seed in range(100))
+                if "n3" in owners_of(cluster.view, hashlib.sha256(data).hexdigest())
+            )
+            key = hashlib.sha256(data).hexdigest()
+            await cluster.ask("n1", "write", "/f", data=data)
+            await cluster.settle()
+            others = [name for name in cluster.names if name != "n3"]
+            cluster.partition(["n3"])
+            cluster.online(*others, told=others)
+            await cluster.ask("n1", "delete", "/f")
+            await cluster.until(lambda: cluster.copies(key) == ["n3"])
+            cluster.partition([])
+            await cluster.until(lambda: all(node.fs.collector.idle for node in cluster.nodes.values()))
+            if comes_back != "in one step":
+                cluster.nodes["n3"].move_to(cluster.view)
+                # Soon enough to come back before anybody collects what it brought.
+                await cluster.until(lambda: "n3" not in cluster.copies(key), 0.001)
+            if comes_back != "never":
+                cluster.lives["n3"] += 1  # it refuted that it is dead
+                cluster.online(*cluster.names)
+            await cluster.settle()
+            assert not cluster.copies(key)
+            await assert_clean(cluster)
+
+    kit.run(main)
+
+
+def test_a_copy_that_moves_between_two_lists_of_a_collection_is_collected_by_the_next(kit: SimpleNamespace) -> None:
+    """Its new holder was listed before it came, and the old one when it was gone."""
+
+    async def main() -> None:
+        async with kit.Cluster() as cluster:
+            for node in cluster.nodes.values():
+                node.fs.collector.want = lambda: None
+            data = blob(4096)
+            key = hashlib.sha256(data).hexdigest()
+            source = next(name for name in cluster.names if name not in owners_of(cluster.view, key))
+            holder = cluster.nodes[source].fs.holder
+            listed, all_listed = 0, asyncio.Event()
+
+            async def move() -> None:
+                await all_listed.wait()
+                await holder.put(key, data)
+                await cluster.until(lambda: source not in cluster.copies(key))
+
+            def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
+                nonlocal listed
+                if function != "names":
+                    return None
+                if to == source:
+                    return None if all_listed.is_set() else move()
+                listed += 1
+                return None
+
+            async def watch() -> None:
+                await cluster.until(lambda: listed == len(cluster.names) - 1)
+                await asyncio.sleep(0.05)  # virtual time: whoever was asked has answered
+                all_listed.set()
+
+            await cluster.settle()
+            cluster.before_call = call
+            done, _ = await asyncio.gather(cluster.ask(source, "collect"), watch())
+            assert cluster.copies(key)
+            assert done["kept"], "it comes again"
+            done = await cluster.ask(source, "collect")
+            assert (done["chunks"], done["kept"]) == (3, 0)
+            await assert_clean(cluster)
+
+    kit.run(main)
+
+
 def test_a_view_that_changes_in_the_midst_of_a_batch_leaves_no_chunk_of_it_behind(kit: SimpleNamespace) -> None:
     """The owners were chosen before; some of the puts were sent, and some not, when there was one more."""
 
@@ -415,8 +498,8 @@ def test_every_page_of_a_collection_counts_as_work(kit: SimpleNamespace, monkeyp
                 ended[-1] = loop.time() + page_s
                 return asyncio.sleep(page_s)
 
-            def call(source: str, to: str, _service: str, function: str, _args: Any) -> Any:
-                if (source, to, function) == ("n1", "n1", "mark"):
+            def call(source: str, to: str, _service: str, function: str, args: Any) -> Any:
+                if (source, to, function) == ("n1", "n1", "names") and not args[0]:
                     for times in (names, begun, ended):
                         times.append(0)
                     begun[-1] = loop.time()
@@ -491,10 +574,10 @@ def test_whoever_stopped_waiting_for_a_put_collects_again_when_no_older_request_
             slow = next(name for name in owners_of(cluster.view, hashlib.sha256(data).hexdigest()) if name != "n1")
             loop, marks, enough = asyncio.get_running_loop(), [], asyncio.Event()
 
-            def call(source: str, to: str, _service: str, function: str, _args: Any) -> Any:
+            def call(source: str, to: str, _service: str, function: str, args: Any) -> Any:
                 if function == "put" and to == slow:
                     return asyncio.Event().wait()
-                if function == "mark" and (source, to) == ("n1", slow):
+                if function == "names" and not args[0] and (source, to) == ("n1", slow):
                     marks.append(loop.time())
                     if len(marks) == 2:
                         enough.set()
