@@ -395,7 +395,19 @@ def test_a_copy_that_moves_between_two_lists_of_a_collection_is_collected_by_the
             key = hashlib.sha256(data).hexdigest()
             source = next(name for name in cluster.names if name not in owners_of(cluster.view, key))
             holder = cluster.nodes[source].fs.holder
-            listed, all_listed = 0, asyncio.Event()
+            listed, all_listed = [], asyncio.Event()
+            for name in cluster.names:
+                if name != source:
+
+                    def keys(
+                        *, arriving: bool = False, name: str = name, keys: Any = cluster.nodes[name].fs.holder.keys
+                    ) -> Any:
+                        listed.append(name)
+                        if len(listed) == len(cluster.names) - 1:
+                            all_listed.set()
+                        return keys(arriving=arriving)
+
+                    cluster.nodes[name].fs.holder.keys = keys
 
             async def move() -> None:
                 await all_listed.wait()
@@ -403,22 +415,14 @@ def test_a_copy_that_moves_between_two_lists_of_a_collection_is_collected_by_the
                 await cluster.until(lambda: source not in cluster.copies(key))
 
             def call(_from: str, to: str, _service: str, function: str, _args: Any) -> Any:
-                nonlocal listed
-                if function != "names":
-                    return None
-                if to == source:
-                    return None if all_listed.is_set() else move()
-                listed += 1
-                return None
-
-            async def watch() -> None:
-                await cluster.until(lambda: listed == len(cluster.names) - 1)
-                await asyncio.sleep(0.05)  # virtual time: whoever was asked has answered
-                all_listed.set()
+                return move() if (to, function) == (source, "names") else None
 
             await cluster.settle()
+            listed.clear()
+            all_listed.clear()
             cluster.before_call = call
-            done, _ = await asyncio.gather(cluster.ask(source, "collect"), watch())
+            done = await cluster.ask(source, "collect")
+            cluster.before_call = lambda *_: None
             assert cluster.copies(key)
             assert done["kept"], "it comes again"
             done = await cluster.ask(source, "collect")
